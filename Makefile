@@ -1,0 +1,43 @@
+# Every target sets up what it needs first; `make` alone lists them.
+SHELL := /bin/bash
+PY := .venv/bin/python
+HOST ?= 127.0.0.1
+PORT ?= 8000
+DEMO_DATA ?= $(CURDIR)/.rag/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-fast check fix bench eval lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup:  ## the environment in .venv and the embedded profile's models
+	@infra/setup.sh
+
+demo: setup ## start the service, ingest examples/corpus, ask examples/questions.txt, stop
+	@RAG_DATA_DIR="$(DEMO_DATA)" $(PY) examples/demo.py --host $(HOST) --port $(PORT)
+
+serve: setup ## serve at http://127.0.0.1:8000 until Ctrl-C
+	@exec .venv/bin/rag serve --host $(HOST) --port $(PORT)
+
+test: setup ## every test that needs no GPU
+	@$(PY) -m pytest -m "not gpu" tests
+
+test-fast: setup ## unit tests only: no models, no Ray
+	@$(PY) -m pytest tests/unit
+
+check: setup ## lint, format and types, read only
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+fix: setup ## lint and format, writing
+	@$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+bench: setup ## the benchmarks; reports under build/
+	@mkdir -p build && set -o pipefail && $(PY) -m eval.bench | tee build/bench.txt
+
+eval: setup ## the evaluations; reports under build/
+	@mkdir -p build && set -o pipefail && $(PY) -m eval.examples | tee build/eval.txt
+
+lock:  ## resolve infra/locks/cpu.lock anew (needs uv; torch 2.13.0+cpu on an index or in UV_FIND_LINKS)
+	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --python-version 3.11 \
+	  --override infra/locks/overrides.txt --generate-hashes --no-header --no-emit-find-links -o infra/locks/cpu.lock
