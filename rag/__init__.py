@@ -1,0 +1,1 @@
+"""Question -> answer with verbatim citations. Free of Ray and HTTP; the file names are the steps."""

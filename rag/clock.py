@@ -1,0 +1,79 @@
+"""One deadline for a request, a budget for each stage, and what each stage took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rag.errors import DeadlineError, StageTimeoutError
+from rag.types import Stage
+
+T = TypeVar("T")
+
+# An optional stage never takes all the time that is left: the answer still has to be made without it.
+OPTIONAL_SHARE = 0.8
+
+
+class RequestClock:
+    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage."""
+
+    def __init__(self, deadline_s: float, queue_s: float = 0.0) -> None:
+        self._started = time.perf_counter() - queue_s
+        self._deadline_s = deadline_s
+        self.timings_ms: dict[str, float] = {"queue": round(queue_s * 1000, 3)}
+        self.degraded: list[Stage] = []
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def left_s(self) -> float:
+        return self._deadline_s - self.elapsed_s
+
+    def limit_s(self, budget_s: float, *, optional: bool) -> float:
+        """What a stage may take now, in seconds."""
+        return min(budget_s, self.left_s * (OPTIONAL_SHARE if optional else 1.0))
+
+    def check_deadline(self, stage: str) -> None:
+        """Raises DeadlineError when no time is left for `stage`."""
+        if self.left_s <= 0:
+            raise DeadlineError(
+                f"the deadline of {self._deadline_s:g} s passed before {stage}; ask with a longer deadline_s"
+            )
+
+    async def run(
+        self, stage: Stage, call: Callable[[], Awaitable[T]], budget_s: float, *, optional: bool = False
+    ) -> T:
+        """The call's result within its limit. Raises StageTimeoutError, or DeadlineError when no time is left."""
+        self.check_deadline(stage)
+        limit_s = self.limit_s(budget_s, optional=optional)
+        with self.timed(stage):
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await call()
+            except TimeoutError as error:
+                self.check_deadline(stage)
+                raise StageTimeoutError(stage, f"no result within {limit_s:.1f} s") from error
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `timings_ms[name]`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - began) * 1000
+            self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent, 3)
+
+    def mark(self, name: str) -> None:
+        """Notes the time since the start under `name`, unless it is there already."""
+        self.timings_ms.setdefault(name, round(self.elapsed_s * 1000, 3))
+
+    def leave_out(self, stage: Stage) -> None:
+        """Names a stage that the answer had to do without."""
+        if stage not in self.degraded:
+            self.degraded.append(stage)

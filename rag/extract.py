@@ -1,0 +1,96 @@
+"""The evidence's own best sentences as the answer, when the LLM is down or nothing that it wrote is supported. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from rag.config import GroundingSettings
+from rag.language import language_of
+from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
+
+# A term of the question in the heading above a sentence, beside one in the sentence.
+HEADING_TERM_WEIGHT = 0.5
+# What a fragment (heading, code, table row, cut sentence) has to be better by than a whole sentence.
+FRAGMENT_PENALTY = 0.1
+# The same for a sentence in another script than the question's.
+FOREIGN_PENALTY = 0.1
+# How close to the best sentence a second one has to come.
+SECOND_GAP = 0.1
+
+_ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")
+_ASKS = re.compile(r"[?？]['\"”’)\]*_`]*$")
+_FRAGMENT = re.compile(r"^\s*[|`{}<,;)]|\|\s*$")
+
+
+def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """How well each sentence answers the question: the mean of the scorer's `similarity` and lexical coverage.
+
+    Coverage is the fraction of the question's terms that the sentence holds (counted half when only its heading does),
+    weighted by how rare each is among the evidence's sentences: log(1 + sentences / sentences with it). Terms that
+    stand nowhere in the evidence do not count.
+    """
+    wanted = evidence.question.terms
+    every = [sentence.claims.terms & wanted for sentences in evidence.sentences for sentence in sentences]
+    holding = Counter(term for held in every for term in held)
+    known = holding.keys() | (frozenset[str]().union(*evidence.headings) & wanted)
+    rarity = {term: math.log1p(len(every) / max(holding[term], 1)) for term in known}
+    total = sum(rarity.values()) or 1.0
+    relevance = []
+    for sentences, heading, row in zip(evidence.sentences, evidence.headings, similarity, strict=True):
+        coverage = [
+            sum(rarity[term] for term in sentence.claims.terms & known)
+            + HEADING_TERM_WEIGHT * sum(rarity[term] for term in heading & known - sentence.claims.terms)
+            for sentence in sentences
+        ]
+        relevance.append((row + np.array(coverage, dtype=np.float32) / total) / 2)
+    return relevance
+
+
+def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings: GroundingSettings) -> list[Grounded]:
+    """The evidence's own best sentences for the question, best first: one, and more only while they come close.
+
+    Whole sentences in the question's language are preferred over fragments and other languages; a sentence that asks
+    (a FAQ's question) is no answer, but lends its relevance to the one after it. The text is the quote on one line
+    without Markdown; the quote stays verbatim. At most `settings.extract_sentences`; empty when the passages hold no
+    sentence. Ties go to the earlier passage and sentence.
+    """
+    language = language_of(evidence.question.text)
+    ranked: list[tuple[float, float, EvidenceSentence]] = []
+    for sentences, row in zip(evidence.sentences, relevance, strict=True):
+        lent = 0.0
+        for sentence, own in zip(sentences, row.tolist(), strict=True):
+            text = sentence.claims.text
+            if asks(text):
+                lent = max(lent, own)
+                continue
+            fragment = _is_fragment(text)
+            relevant = max(own, lent)
+            lent = lent if fragment else 0.0
+            foreign = language_of(text) != language
+            rank = relevant - (FRAGMENT_PENALTY if fragment else 0.0) - (FOREIGN_PENALTY if foreign else 0.0)
+            ranked.append((rank, relevant, sentence))
+    ranked.sort(key=lambda candidate: -candidate[0])
+    chosen: list[Grounded] = []
+    for rank, relevant, sentence in ranked:
+        if len(chosen) == settings.extract_sentences or rank < ranked[0][0] - SECOND_GAP:
+            break
+        quote = Quote(evidence.passages[sentence.passage], *sentence.span)
+        text = plain_text(quote.text)
+        if text and all(text != other.text for other in chosen):
+            chosen.append(Grounded(text, quote, support=1.0, relevance=relevant))
+    return chosen
+
+
+def asks(text: str) -> bool:
+    """Whether a sentence asks: it asserts nothing, so it is neither an answer nor evidence."""
+    return _ASKS.search(text) is not None
+
+
+def _is_fragment(text: str) -> bool:
+    """Whether a text is no whole sentence: a heading, a table row, code, or cut short."""
+    return not _ENDED.search(text) or _FRAGMENT.search(text) is not None

