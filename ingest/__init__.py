@@ -1,0 +1,1 @@
+"""Document -> Milvus: load, parse, chunk, embed, publish."""

@@ -1,0 +1,230 @@
+"""Paths, folders and globs -> files to read; a file -> Document.
+
+A Document is its file seen from outside: an id from where it is, a revision from its bytes, a media type
+from what it holds. Nothing is parsed here, and a file is never held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rag.errors import DocumentError
+from rag.types import Document
+
+PDF = "application/pdf"
+MARKDOWN = "text/markdown"
+HTML = "text/html"
+TEXT = "text/plain"
+
+# What a walk through a folder takes; a file that is named is tried whatever its suffix.
+SUFFIXES = {
+    ".pdf": PDF,
+    ".md": MARKDOWN,
+    ".markdown": MARKDOWN,
+    ".html": HTML,
+    ".htm": HTML,
+    ".txt": TEXT,
+    ".text": TEXT,
+    ".rst": TEXT,
+}
+
+_HEAD_BYTES = 64 * 1024  # what the type is told from
+_BLOCK_BYTES = 1024 * 1024
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_HTML_OPENING = re.compile(rb"(?is)(?:\s|<\?xml[^>]*>|<!--.*?-->)*<(?:!doctype\s+html|html|head|body)\b")
+_CONTROL_BYTES = bytes(set(range(32)) - {0x08, 0x09, 0x0A, 0x0C, 0x0D, 0x1B})  # not those that terminals' logs hold
+_MOST_CONTROL_FRACTION = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that could not be used: which one, and a sentence saying why and what to do."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """What the given paths stand for.
+
+    `files` are resolved, in the order given and sorted within a folder, each once. `folders` are the resolved folders
+    that were given. `skipped` counts files of other kinds in them. `failures` are names that stand for nothing.
+    """
+
+    files: tuple[Path, ...]
+    folders: tuple[Path, ...] = ()
+    skipped: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(slots=True)
+class _Search:
+    files: dict[Path, None] = field(default_factory=dict)
+    folders: dict[Path, None] = field(default_factory=dict)
+    skipped: set[Path] = field(default_factory=set)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def find_files(given: Sequence[str | Path]) -> FoundFiles:
+    """The files that paths, folders and globs stand for.
+
+    A folder is walked through in sorted order; hidden files and folders are left out, and so are files whose suffix is
+    not in SUFFIXES, and links to folders. A name that does not exist is taken as a glob, whose matches count as if each
+    had been given. What cannot be found or listed becomes a failure; nothing is raised.
+    """
+    search = _Search()
+    for name in given:
+        matches = [Path(name)] if os.path.lexists(name) else _expand(str(name))
+        if not matches:
+            reason = "there is no such file or folder, and nothing matches it as a pattern; check the name"
+            search.failures.append(Failure(printable(str(name)), reason))
+        for match in matches:
+            _take(match, search)
+    files = tuple(search.files)
+    return FoundFiles(files, tuple(search.folders), len(search.skipped.difference(files)), tuple(search.failures))
+
+
+def _expand(pattern: str) -> list[Path]:
+    return sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207, Path.glob takes no absolute one
+
+
+def _take(path: Path, search: _Search) -> None:
+    resolved = _resolve(path, search)
+    if resolved is None:
+        return
+    if not resolved.is_dir():
+        search.files[resolved] = None
+        return
+    search.folders[resolved] = None
+    for file in _walk(resolved, search):
+        target = _resolve(file, search)
+        if target is not None:
+            search.files[target] = None
+
+
+def _resolve(path: Path, search: _Search) -> Path | None:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        search.failures.append(Failure(printable(str(path)), f"it cannot be reached: {error}; mend or remove the link"))
+        return None
+
+
+def _walk(folder: Path, search: _Search) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        reason = f"the folder cannot be listed: {error.strerror}; give this user the right to read it"
+        search.failures.append(Failure(printable(str(error.filename)), reason))
+
+    for parent, folders, names in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+            else:
+                search.skipped.add(path)
+
+
+def document_id_of(source: str) -> str:
+    """32 hexadecimal digits that depend on the source alone."""
+    return blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def revision_of(raw: bytes) -> str:
+    """32 hexadecimal digits that depend on the bytes alone; what `load_document` computes from a file."""
+    return blake2b(raw, digest_size=16).hexdigest()
+
+
+def load_document(
+    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+) -> Document:
+    """The file's Document; its source is the resolved path. Memory does not grow with the file.
+
+    Raises DocumentError for a file that is gone, unreadable, no regular file, empty, binary, or larger than
+    `max_file_bytes`, and for a name that is not Unicode.
+    """
+    source = path.resolve().as_posix()
+    if printable(source) != source:
+        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DocumentError("it is not a regular file; name a file or a folder")
+        _refuse_size(status.st_size, max_file_bytes)
+        head, revision = hash_file(path, max_file_bytes)
+    except OSError as error:
+        raise DocumentError(unreadable(error)) from error
+    if not head:
+        raise DocumentError("it is empty (0 bytes); write something into it or leave it out")
+    media_type = tell_media_type(head, path.name)
+    return Document(document_id_of(source), source, revision, media_type, tuple(acl), dict(metadata or {}))
+
+
+def tell_media_type(head: bytes, name: str) -> str:
+    """PDF, HTML, MARKDOWN or TEXT, by a file's first bytes before its name. Raises DocumentError for a binary one."""
+    suffix = SUFFIXES.get(Path(name).suffix.lower(), TEXT)
+    if b"%PDF-" in head[:1024]:
+        return PDF
+    if _HTML_OPENING.match(head[:4096]):
+        return HTML
+    if suffix == PDF:  # damaged at its start, perhaps: the PDF parser knows more about that
+        return PDF
+    if is_binary(head):
+        raise DocumentError(
+            "it is binary, not text, and no PDF; give its text as PDF, Markdown, HTML or plain text, or leave it out"
+        )
+    return suffix
+
+
+def is_binary(raw: bytes) -> bool:
+    """Whether bytes are no text: a NUL outside UTF-16, or many control characters."""
+    if raw.startswith(_UTF16_BOMS):
+        return False
+    controls = len(raw) - len(raw.translate(None, _CONTROL_BYTES))
+    return b"\0" in raw or controls > _MOST_CONTROL_FRACTION * len(raw)
+
+
+def unreadable(error: OSError) -> str:
+    """The sentence for a file that the system will not give us."""
+    if isinstance(error, FileNotFoundError):
+        return "it is gone; it was there when the files were listed"
+    if isinstance(error, PermissionError):
+        return "permission denied; give this user the right to read it"
+    return f"it cannot be read: {error.strerror or error}"
+
+
+def hash_file(path: Path, max_file_bytes: int) -> tuple[bytes, str]:
+    """The file's first bytes (up to 64 KiB) and its revision, read block by block."""
+    digest = blake2b(digest_size=16)
+    head, size = b"", 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            head = head or block[:_HEAD_BYTES]
+            size += len(block)
+            _refuse_size(size, max_file_bytes)  # it may grow while it is read
+            digest.update(block)
+    return head, digest.hexdigest()
+
+
+def _refuse_size(size: int, max_file_bytes: int) -> None:
+    if size > max_file_bytes:
+        raise DocumentError(
+            f"it has {size:,} bytes, more than the {max_file_bytes:,} allowed; "
+            "split it, or raise the setting ingest.max_file_bytes (RAG_INGEST__MAX_FILE_BYTES)"
+        )
+
+
+def printable(source: str) -> str:
+    """The name as it can be shown and stored: bytes that are not UTF-8 are written \\xNN."""
+    return os.fsencode(source).decode("utf-8", "backslashreplace")

@@ -1,0 +1,105 @@
+"""Document -> pages with exact offsets, headings and a title; the one place that knows which parser takes what."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import charset_normalizer
+
+from ingest.load import HTML, MARKDOWN, PDF, hash_file, is_binary, revision_of, unreadable
+from ingest.parse_html import parse_html
+from ingest.parse_markdown import parse_markdown
+from ingest.parse_pdf import parse_pdf
+from rag.config import IngestSettings
+from rag.errors import DocumentError
+from rag.types import Document, Page, ParsedDocument
+
+_BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# Encodings to tell apart by statistics. A longer list makes short Western texts come out as Baltic or Cyrillic.
+_LEGACY = ["cp949", "gb18030", "big5", "shift_jis", "euc_jp", "cp1252", "cp1251"]
+_DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_\-]{2,40})", re.IGNORECASE)
+_HANGUL = re.compile(r"[가-힣]")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+_MOST_DAMAGED_FRACTION = 0.02
+
+
+def parse_document(document: Document, limits: IngestSettings, path: Path | None = None) -> ParsedDocument:
+    """The text of the file at `path` (default: the document's source), which must still have the document's revision.
+
+    The text of Markdown and plain text is the file's own, less a byte order mark: offsets hold in the file. That of
+    HTML and PDF is what their parsers find. Raises DocumentError naming what is wrong with the file and what to do.
+    """
+    path = path or Path(document.source)
+    try:
+        if document.media_type == PDF:
+            parsed = parse_pdf(path, document, limits)
+            revision = hash_file(path, limits.max_file_bytes)[1]
+        else:
+            raw = path.read_bytes()
+            revision = revision_of(raw)
+    except OSError as error:
+        raise DocumentError(unreadable(error)) from error
+    if revision != document.revision:
+        raise DocumentError("it changed while it was being read; ingest it again")
+    if document.media_type == PDF:
+        return parsed
+    text = decode_text(raw, declared=_declared_encoding(raw) if document.media_type == HTML else None)
+    if len(text) > limits.max_chars:
+        raise DocumentError(
+            f"it has {len(text):,} characters, more than the {limits.max_chars:,} allowed; "
+            "split it, or raise the setting ingest.max_chars (RAG_INGEST__MAX_CHARS)"
+        )
+    if document.media_type == HTML:
+        return parse_html(text, document)
+    if document.media_type == MARKDOWN:
+        return parse_markdown(text, document)
+    return ParsedDocument(document, title=path.stem, pages=(Page(1, text, 0),))
+
+
+def decode_text(raw: bytes, declared: str | None = None) -> str:
+    """Bytes -> text, line ends kept. Tried in order: byte order mark, UTF-8, `declared`, statistics.
+
+    UTF-8 with a few damaged bytes stays UTF-8, each damaged one as U+FFFD. Raises DocumentError where nothing fits.
+    """
+    if is_binary(raw):
+        raise DocumentError("it holds binary data, not text; save it as UTF-8 text, or leave it out")
+    for bom, encoding in _BOMS.items():
+        if raw.startswith(bom):
+            return raw.decode(encoding, "replace")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        legacy = _decode_legacy(raw, declared)
+    if legacy is None:
+        raise DocumentError("its text encoding is not recognised; save it as UTF-8")
+    return legacy
+
+
+def _decode_legacy(raw: bytes, declared: str | None) -> str | None:
+    lenient = raw.decode("utf-8", "replace")
+    if lenient.count("\ufffd") <= _MOST_DAMAGED_FRACTION * len(_NON_ASCII.findall(lenient)):
+        return lenient
+    if declared is not None and (text := _decode_strictly(raw, declared)) is not None:
+        return text
+    if (best := charset_normalizer.from_bytes(raw, cp_isolation=_LEGACY).best()) is not None:
+        return _decode_strictly(raw, best.encoding)
+    korean = _decode_strictly(raw, "cp949")
+    if korean is not None and 2 * len(_HANGUL.findall(korean)) > len(_NON_ASCII.findall(korean)):
+        return korean
+    return None
+
+
+def _decode_strictly(raw: bytes, encoding: str) -> str | None:
+    try:
+        return raw.decode(encoding)
+    except (UnicodeDecodeError, LookupError):  # LookupError: no such encoding
+        return None
+
+
+def _declared_encoding(raw: bytes) -> str | None:
+    found = _DECLARED.search(raw[:4096])
+    if found is None:
+        return None
+    name = found[1].decode("ascii").lower()
+    return "cp949" if name in {"euc-kr", "ks_c_5601-1987"} else name  # as browsers do: its superset

@@ -1,0 +1,101 @@
+"""`rag ingest`: the pipeline with the real parts in this process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ingest.fingerprint import index_fingerprint
+from ingest.pipeline import IngestReport, ingest_documents
+from rag.analyze import analyze
+from rag.config import Settings
+from rag.connect import open_store
+from rag.models import load_token_counter, locate_model
+
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class _LazyEmbedder:
+    """Loads the model with the first texts: a run that finds nothing new never waits for it."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+
+    @cached_property
+    def _embedder(self) -> Any:
+        self._say(f"loading the embedder {self._settings.embedder.model}")
+        from rag.embed import SentenceEmbedder
+
+        located = locate_model(self._settings.embedder.model, self._settings.cache_dir)
+        return SentenceEmbedder(self._settings.embedder, located)
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        vectors: np.ndarray = self._embedder.encode(texts, "passage")
+        return vectors
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._bar: Any = None
+        self._said_at = time.monotonic()
+
+    def __call__(self, done: int, total: int, chunks: int, pages: int) -> None:
+        if sys.stderr.isatty():
+            self._bar = self._bar or tqdm(total=total, unit=" documents", file=sys.stderr, leave=False)
+            self._bar.total = total
+            self._bar.set_postfix_str(f"{pages} pages, {chunks} chunks", refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._said_at >= PLAIN_LINE_EVERY_S:
+            self._said_at = time.monotonic()
+            self._say(f"{done} of {total} documents, {pages} pages, {chunks} chunks")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def run_ingest(
+    settings: Settings,
+    paths: Sequence[str],
+    *,
+    collection: str,
+    acl: Sequence[str],
+    metadata: Mapping[str, Any],
+    prune: bool,
+    say: Callable[[str], None],
+) -> IngestReport:
+    """Ingests paths into a collection of the settings' store; progress goes to `say` or a bar on stderr.
+
+    Raises StoreUnavailableError, IndexMismatchError and ModelError; a document that fails is in the report.
+    """
+    fingerprint = index_fingerprint(settings)
+    count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
+    progress = _Progress(say)
+    try:
+        with open_store(settings, fingerprint) as store:
+            return ingest_documents(
+                paths,
+                store=store,
+                embed=_LazyEmbedder(settings, say),
+                analyze=analyze,
+                count_tokens=count_tokens,
+                fingerprint=fingerprint,
+                settings=settings,
+                collection=collection,
+                acl=tuple(acl),
+                metadata=metadata,
+                prune=prune,
+                progress=progress,
+            )
+    finally:
+        progress.close()
