@@ -1,0 +1,1 @@
+"""rag on Ray Serve: the only package that imports ray and fastapi."""

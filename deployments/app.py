@@ -1,0 +1,73 @@
+"""The whole topology on one screen: every replica count, CPU and GPU share, queue limit and bind.
+
+`build_app(settings)` is also what `serve run` and `serve deploy` call, with the settings as `args`
+(infra/serve/*.yaml).
+"""
+
+# No `from __future__ import annotations` here: Serve reads build_app's annotation to make Settings of a config's args.
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.embedder import Embedder
+from deployments.generator import bind_generator
+from deployments.ingress import Orchestrator, create_api
+from deployments.reranker import Reranker
+from deployments.retriever import Retriever
+from rag.config import Settings, StageServing
+
+# Health checks, readiness and searches come beside the questions that are at work.
+SPARE_REQUESTS = 16
+# A request waits in the orchestrator, whose queue is bounded; behind it a stage's queue never has to be longer.
+HEALTH_CHECK_PERIOD_S = 5
+HEALTH_CHECK_TIMEOUT_S = 30
+
+
+def build_app(settings: Settings) -> Application:
+    """The graph: the orchestrator over embedder, retriever, reranker and generator."""
+    serving = settings.serve
+    # A question holds at most two calls of a stage at once: scoring the question while a sentence is grounded.
+    stage_requests = 2 * serving.max_inflight + SPARE_REQUESTS
+    embedder = _deploy(Embedder, settings, serving.embedder, stage_requests)
+    retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
+    reranker = _deploy(Reranker, settings, serving.reranker, stage_requests)
+    generator = bind_generator(
+        settings,
+        {
+            "num_replicas": serving.generator.replicas,
+            **_limits(serving.max_inflight + SPARE_REQUESTS),
+            "graceful_shutdown_timeout_s": settings.deadlines.generate_s + 5,
+        },
+    )
+    orchestrator: Any = serve.deployment(
+        serve.ingress(create_api(serving.max_body_bytes))(Orchestrator),
+        **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
+    )
+    return orchestrator.bind(settings, embedder, retriever, reranker, generator)
+
+
+def _deploy(stage: type, settings: Settings, serving: StageServing, max_ongoing: int) -> Application:
+    deployment: Any = serve.deployment(stage, **_options(serving, max_ongoing))
+    return deployment.bind(settings)
+
+
+def _options(serving: StageServing, max_ongoing: int) -> dict[str, Any]:
+    return {
+        "num_replicas": serving.replicas,
+        **_limits(max_ongoing),
+        "graceful_shutdown_timeout_s": 5,
+        "ray_actor_options": {"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
+    }
+
+
+def _limits(max_ongoing: int) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": max_ongoing,
+        "max_queued_requests": max_ongoing,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+        # How often a replica that is to stop looks whether its last request has ended.
+        "graceful_shutdown_wait_loop_s": 0.25,
+    }

@@ -1,0 +1,140 @@
+"""From errors to responses: one table of HTTP statuses, and from Ray's errors to ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentResponseGenerator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rag.errors import (
+    DeadlineError,
+    IndexMismatchError,
+    InputError,
+    ModelError,
+    OverloadedError,
+    RagError,
+    StageError,
+    StageTimeoutError,
+    StoreUnavailableError,
+    UnknownCollectionError,
+    UnknownModelError,
+)
+
+T = TypeVar("T")
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    status: int
+    type: str
+    title: str
+    retry_after_s: int | None = None
+
+
+# The first class that fits decides; subclasses stand before their parents.
+_TABLE: tuple[tuple[type[RagError], _Outcome], ...] = (
+    (UnknownCollectionError, _Outcome(404, "unknown-collection", "Unknown collection")),
+    (UnknownModelError, _Outcome(404, "unknown-model", "Unknown model")),
+    (InputError, _Outcome(422, "invalid-input", "Input cannot be used")),
+    (IndexMismatchError, _Outcome(409, "index-mismatch", "Collection built with another embedder")),
+    (OverloadedError, _Outcome(503, "overloaded", "Overloaded", 1)),
+    (DeadlineError, _Outcome(504, "deadline", "Deadline passed")),
+    (StageTimeoutError, _Outcome(503, "stage-timeout", "A stage did not answer in time", 5)),
+    (StageError, _Outcome(503, "stage-unavailable", "A stage is not available", 5)),
+    (StoreUnavailableError, _Outcome(503, "store-unavailable", "The store does not answer", 5)),
+    (ModelError, _Outcome(503, "model-unavailable", "A model is not available", 30)),
+    (RagError, _Outcome(500, "internal", "Internal error")),
+)
+
+
+def problem(request_id: str, instance: str, error: RagError) -> dict[str, Any]:
+    """The RFC 9457 object for an error."""
+    outcome = _outcome(error)
+    body = problem_body(outcome.status, outcome.type, outcome.title, str(error), request_id, instance)
+    body["retryable"] = outcome.retry_after_s is not None
+    if isinstance(error, StageError):
+        body["stage"] = error.stage
+    return body
+
+
+def problem_body(status: int, kind: str, title: str, detail: str, request_id: str, instance: str) -> dict[str, Any]:
+    """A problem object; `kind` becomes its type URN."""
+    return {
+        "type": f"urn:rag:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "request_id": request_id,
+        "retryable": False,
+    }
+
+
+def problem_response(request: Request, error: RagError) -> Response:
+    """The HTTP response for an error, with Retry-After where trying again helps."""
+    outcome = _outcome(error)
+    retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else outcome.retry_after_s
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s is not None else {}
+    body = problem(request.state.request_id, request.url.path, error)
+    return json_problem(body, headers)
+
+
+def json_problem(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """A problem object as a response of its own status."""
+    # Lone surrogates, which a client may send and no encoder takes, become JSON's own escapes.
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(content, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
+
+
+async def call_stage(stage: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Awaits a handle's call; what goes wrong on the way becomes one of ours."""
+    with _translated(stage):
+        return await call()
+
+
+async def iterate_stage(stage: str, response: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:
+    """Iterates a handle's stream; what goes wrong on the way becomes one of ours.
+
+    Closed before its end, it cancels the request in the replica, which a mere drop of the stream would not.
+    """
+    ended = False
+    try:
+        with _translated(stage):
+            async for value in response:
+                yield value
+        ended = True
+    finally:
+        if not ended:
+            response.cancel()
+
+
+@contextmanager
+def _translated(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError as error:  # first: Ray's own is of the cause's class too, and its text is a traceback
+        if isinstance(error.cause, RagError):
+            raise error.cause from error
+        raise StageError(stage, f"{type(error.cause).__name__}: {error.cause}") from error
+    except RagError:
+        raise
+    except BackPressureError as error:
+        raise OverloadedError(f"{stage}: its queue is full") from error
+    except (RayError, RayServeException) as error:
+        raise StageError(stage, f"its replica is gone or starting ({type(error).__name__})") from error
+    except Exception as error:
+        # Another process's edge: over gRPC a replica's bug arrives as whatever class it was raised with.
+        raise StageError(stage, f"{type(error).__name__}: {error}") from error
+
+
+def _outcome(error: RagError) -> _Outcome:
+    return next(outcome for kind, outcome in _TABLE if isinstance(error, kind))

@@ -1,0 +1,341 @@
+"""The orchestrator: HTTP routes over the question flow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from deployments.admission import Admission
+from deployments.errors import call_stage, iterate_stage, json_problem, problem, problem_body, problem_response
+from deployments.http import RequestGate
+from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
+from deployments.sse import encode_event, event_name_and_data, with_comments
+from deployments.watch import Watch
+from rag.analyze import terms
+from rag.clock import RequestClock
+from rag.config import Settings
+from rag.errors import RagError, StageError, UnknownModelError
+from rag.models import load_token_counter, locate_model
+from rag.pipeline import Done, Event, Steps, answer, stream_answer
+from rag.retrieve import SearchSteps, retrieve
+from rag.types import Chunk, GeneratedText, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
+
+logger = logging.getLogger("ray.serve")
+router = APIRouter()
+
+REQUIRED = ("embedder", "retriever")  # without the others answers go on, degraded
+WARM_UP_DEADLINE_S = 120.0
+WARM_UP_QUESTION = "Which port does the service listen on?"
+WARM_UP_TEXT = "The service listens on port 8000. Another port is chosen with the option --port."
+
+
+class Orchestrator:
+    """Composes the stages' handles into the question flow; nothing else knows their order."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        embedder: DeploymentHandle,
+        retriever: DeploymentHandle,
+        reranker: DeploymentHandle,
+        generator: DeploymentHandle,
+    ) -> None:
+        self._settings = settings
+        self._handles = {
+            "embedder": embedder,
+            "retriever": retriever,
+            "reranker": reranker,
+            "generator": generator,
+        }
+        self._watching: Watch | None = None
+        self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
+        self._steps = build_steps(settings, self._watch, **self._handles)
+        terms("준비")  # loads the Korean model before the first question waits for it
+
+    def _watch(self) -> Watch:
+        """Made with the first call, on the event loop that serves."""
+        if self._watching is None:
+            self._watching = Watch({name: handle.ready.remote for name, handle in self._handles.items()})
+        return self._watching
+
+    @router.post("/ask", response_model=None)
+    async def ask(self, body: AskRequest, request: Request) -> Response:
+        """Answers one question, whole or as server-sent events."""
+        self._check_model(body.model)
+        request_id = request.state.request_id
+        if body.stream or "text/event-stream" in request.headers.get("accept", ""):
+            return await self._stream(body, request_id, request.url.path)
+        done = await _until_disconnect(request, self._answer(body))
+        if done is None:
+            return Response(status_code=499)  # the client is gone: nobody reads this
+        content = answer_body(done.answer, _answer_id(), request_id, explain=body.explain)
+        headers = {"X-Degraded": ",".join(done.answer.degraded)} if done.answer.degraded else {}
+        return JSONResponse(content, headers=headers)
+
+    @router.post("/search", response_model=None)
+    async def search(self, body: SearchRequest) -> Response:
+        """Retrieval only."""
+        async with self._admission.permit() as queue_s:
+            clock = RequestClock(self._settings.deadlines.total_s, queue_s)
+            found = await retrieve(
+                body.query,
+                body.collection,
+                self._steps.search,
+                self._settings,
+                clock,
+                top_k=max(body.top_k, self._settings.retrieval.top_k),
+                rerank=body.rerank,
+            )
+        clock.mark("total")
+        found = replace(found, hits=found.hits[: body.top_k])
+        headers = {"X-Degraded": ",".join(clock.degraded)} if clock.degraded else {}
+        return JSONResponse(search_body(found, list(clock.degraded), clock.timings_ms), headers=headers)
+
+    @router.get("/healthz")
+    async def healthz(self) -> dict[str, str]:
+        """200 while this process lives."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", response_model=None)
+    async def readyz(self) -> Response:
+        """200 when every required stage answers; the state of each stage either way."""
+        states = self._watch().states()
+        ready = all(states[name] == "ok" for name in REQUIRED)
+        content = {"status": "ready" if ready else "not ready", "stages": states, "required": list(REQUIRED)}
+        return JSONResponse(content, 200 if ready else 503, headers={} if ready else {"Retry-After": "5"})
+
+    @router.get("/info", response_model=None)
+    async def info(self) -> dict[str, Any]:
+        """Versions, models, limits and each collection's index version."""
+        settings = self._settings
+        versions = await call_stage("retriever", lambda: self._handles["retriever"].index_versions.remote())
+        return {
+            "version": version("rag"),
+            "profile": settings.profile,
+            "models": {
+                "embedder": settings.embedder.model,
+                "reranker": {"kind": settings.reranker.kind, "model": settings.reranker.model},
+                "generators": [settings.generator.model_id],
+            },
+            "limits": {
+                "question_chars": 4000,
+                "body_bytes": settings.serve.max_body_bytes,
+                "max_inflight": settings.serve.max_inflight,
+                "max_queued": settings.serve.max_queued,
+                "deadline_s": settings.deadlines.total_s,
+                "max_deadline_s": settings.deadlines.max_s,
+                "max_tokens": settings.generator.max_tokens,
+            },
+            "index_versions": versions,
+        }
+
+    async def warm_up(self) -> dict[str, float]:
+        """Answers a question over a passage of our own through every stage. Raises StageError when one is left out.
+
+        Returns the answer's timings in ms.
+        """
+        await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
+        steps = replace(self._steps, search=replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit))
+        done = await answer(Question(WARM_UP_QUESTION, deadline_s=WARM_UP_DEADLINE_S), steps, self._settings)
+        if done.degraded:
+            raise StageError(done.degraded[0], "left out of the warm-up question")
+        return dict(done.timings_ms)
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model != self._settings.generator.model_id:
+            raise UnknownModelError(f"no LLM is served as {model!r}; there is {self._settings.generator.model_id!r}")
+
+    async def _events(self, body: AskRequest) -> AsyncGenerator[Event, None]:
+        """The flow's events, under a permit."""
+        async with self._admission.permit() as queue_s:
+            events = stream_answer(body.to_question(), self._steps, self._settings, queue_s=queue_s)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    async def _answer(self, body: AskRequest) -> Done:
+        async with self._admission.permit() as queue_s:
+            return Done(await answer(body.to_question(), self._steps, self._settings, queue_s=queue_s))
+
+    async def _stream(self, body: AskRequest, request_id: str, instance: str) -> Response:
+        """Decides the HTTP status with the first token; an error before it is a plain problem response."""
+        events = self._events(body)
+        first: list[Event] = []
+        try:
+            async for event in events:
+                first.append(event)
+                if len(first) > 1:  # Retrieved, then the first Token
+                    break
+        except BaseException:
+            await events.aclose()
+            raise
+
+        async def encoded() -> AsyncGenerator[str, None]:
+            number = 0
+            async with aclosing(events):
+                try:
+                    async for event in _chain(first, events):
+                        number += 1
+                        if isinstance(event, Done):
+                            content = answer_body(event.answer, _answer_id(), request_id, explain=body.explain)
+                            yield encode_event(number, "done", content)
+                        else:
+                            yield encode_event(number, *event_name_and_data(event))
+                except RagError as error:
+                    yield encode_event(number + 1, "error", problem(request_id, instance, error))
+
+        return StreamingResponse(
+            with_comments(encoded()), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+
+def create_api(max_body_bytes: int) -> FastAPI:
+    """The ASGI application: routes, the request gate and a problem response for every error."""
+    api = FastAPI(
+        title="rag",
+        version=version("rag"),
+        redoc_url=None,
+        exception_handlers={
+            RagError: _on_rag_error,
+            RequestValidationError: _on_invalid,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
+    )
+    api.include_router(router)
+    api.add_middleware(RequestGate, max_body_bytes=max_body_bytes)
+    return api
+
+
+def build_steps(
+    settings: Settings,
+    watch: Callable[[], Watch],
+    embedder: DeploymentHandle,
+    retriever: DeploymentHandle,
+    reranker: DeploymentHandle,
+    generator: DeploymentHandle,
+) -> Steps:
+    """The handles as the flow's callables; Ray's errors become ours on the way."""
+    streaming = generator.options(stream=True)
+
+    async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
+        return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
+
+    async def dense_search(collection: str, vector: Vector, top_k: int) -> SearchResult:
+        return await call_stage("dense", lambda: retriever.dense_search.remote(collection, vector, top_k))
+
+    async def lexical_search(collection: str, query: str, top_k: int) -> SearchResult:
+        return await call_stage("lexical", lambda: retriever.lexical_search.remote(collection, query, top_k))
+
+    async def score(queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+        async with watch().unless_down("reranker", "rerank"):
+            return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans))
+
+    async def generate(
+        messages: list[Message],
+        *,
+        model: str | None,  # noqa: ARG001  # one LLM is served; the door refuses other names
+        max_tokens: int,
+        temperature: float,
+    ) -> AsyncIterator[GeneratedText]:
+        remote = streaming.generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
+        async with aclosing(iterate_stage("generate", remote)) as pieces:
+            # Only the first piece can wait for a replica; once it came, a death ends the stream with an error.
+            async with watch().unless_down("generator", "generate"):
+                first = await anext(pieces)
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    search = SearchSteps(embed, dense_search, lexical_search, score, terms)
+    count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
+    return Steps(search, generate, count_tokens)
+
+
+async def _on_rag_error(request: Request, error: RagError) -> Response:
+    return problem_response(request, error)
+
+
+async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
+    malformed = any(one["type"] == "json_invalid" for one in error.errors())
+    details = [
+        {"field": ".".join(str(part) for part in one["loc"][1:]), "message": one["msg"]} for one in error.errors()
+    ]
+    if malformed:
+        status, kind, title = 400, "malformed", "Malformed request"
+        detail = f"the body is not JSON: {error.errors()[0].get('ctx', {}).get('error', 'cannot be parsed')}"
+    else:
+        status, kind, title = 422, "invalid-request", "Invalid request"
+        detail = "; ".join(f"{one['field'] or 'body'}: {one['message']}" for one in details)
+    body = problem_body(status, kind, title, detail, request.state.request_id, request.url.path)
+    return json_problem({**body, "errors": details})
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Refused")
+    body = problem_body(
+        error.status_code,
+        f"http-{error.status_code}",
+        title,
+        str(error.detail),
+        request.state.request_id,
+        request.url.path,
+    )
+    return json_problem(body, dict(error.headers or {}))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # The process's edge: a bug of ours becomes a plain 500, its traceback goes to the log.
+    logger.error("request %s failed", request.state.request_id, exc_info=error)
+    detail = "an internal error; the service's log has it under this request id"
+    body = problem_body(500, "internal", "Internal error", detail, request.state.request_id, request.url.path)
+    return json_problem(body)
+
+
+async def _own_hit(collection: str, *_: object, **__: object) -> SearchResult:
+    """The warm-up's stand-in for both searches."""
+    chunk = Chunk("warm-up", "warm-up", "0", 0, WARM_UP_TEXT, 0, len(WARM_UP_TEXT))
+    return SearchResult((Hit(chunk, "Warm-up", collection, 1.0, Scores(dense=1.0, lexical=1.0)),), "warm-up")
+
+
+async def _until_disconnect(request: Request, work: Any) -> Done | None:
+    """The work's result; None when the client went away first, and the work is then cancelled."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _chain(first: list[Event], rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    for event in first:
+        yield event
+    async for event in rest:
+        yield event
+
+
+def _answer_id() -> str:
+    return f"ans_{uuid.uuid4().hex}"

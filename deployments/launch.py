@@ -1,0 +1,339 @@
+"""`rag serve`: Ray started here (or joined), the graph deployed and warmed up, everything stopped again.
+
+What Ray and vLLM print goes to files under the data directory; a failure names them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import importlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rag.config import Settings
+from rag.errors import SettingsError, StageError
+
+APP_NAME = "rag"
+WARM_UP_TIMEOUT_S = 180.0
+# A Unix socket's path may have 107 bytes, and Ray puts this much below its own folder.
+_RAY_SOCKET_CHARS = 65
+FAST_PATH = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_TCP_NODELAY": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The service as it was started: its URL, seconds by step, and how to speak past the redirected chatter."""
+
+    url: str
+    steps_s: dict[str, float]
+    say: Say
+
+
+@contextmanager
+def running_service(
+    settings: Settings, say: Say, app_builder: Callable[[Settings], Any] | None = None
+) -> Iterator[Running]:
+    """Starts everything, yields when every stage answered the warm-up question, stops everything at the end.
+
+    `say` is told each step as it begins. `app_builder` replaces the graph (tests). Raises SettingsError for a taken
+    port, and StageError naming the log folder when the service does not come up.
+    """
+    _check_port(settings)
+    logs = settings.data_dir / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"data_dir {settings.data_dir} cannot be written ({error.strerror}); set RAG_DATA_DIR"
+        ) from error
+    ray_dir = _ray_dir(settings)
+    joined = os.environ.get("RAY_ADDRESS")
+    _set_environment(settings)
+    # Only now: Serve reads the environment when it is imported.
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    steps_s: dict[str, float] = {}
+    with _chatter_to(logs / "serve.log") as tell:
+
+        def step(name: str, sentence: str, work: Callable[[], Any]) -> Any:
+            tell(lambda: say(sentence))
+            began = time.perf_counter()
+            try:
+                result = work()
+            except (RayError, RayServeException, RuntimeError, OSError, ValueError) as error:
+                raise StageError(
+                    name, f"{_last_line(error)}; what Ray printed is in {logs}, its own logs in {ray_dir}"
+                ) from error
+            steps_s[name] = round(time.perf_counter() - began, 1)
+            return result
+
+        try:
+            # Importing vLLM's side of Ray Serve takes seconds: done while Ray starts.
+            importing = threading.Thread(target=importlib.import_module, args=("deployments.app",), daemon=True)
+            if app_builder is None:
+                importing.start()
+            step(
+                "ray",
+                "starting Ray" if not joined else f"joining Ray at {joined}",
+                lambda: _start_ray(settings, ray_dir),
+            )
+            step("http", "starting the HTTP proxy", lambda: _start_serve(settings))
+            if app_builder is None:
+                importing.join()
+            app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
+            step("stages", "starting the stages (embedder, retriever, reranker, LLM)", lambda: _deploy(app))
+            step("warm_up", "asking the warm-up question", _warm_up)
+            url = f"http://{settings.serve.host}:{settings.serve.port}"
+            yield Running(url, steps_s, lambda sentence: tell(lambda: say(sentence)))
+        finally:
+            tell(lambda: say("stopping the service"))
+            _stop(own_ray=not joined)
+            if _short_dir(settings) != ray_dir:
+                shutil.rmtree(_short_dir(settings), ignore_errors=True)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _build_app(settings: Settings) -> Any:
+    from deployments.app import build_app
+
+    return build_app(settings)
+
+
+def _check_port(settings: Settings) -> None:
+    """Raises SettingsError when the HTTP port cannot be had."""
+    host, port = settings.serve.host, settings.serve.port
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as error:
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise SettingsError(f"port {port} on {host} {reason}; choose another with --port or RAG_SERVE__PORT") from error
+
+
+def _ray_dir(settings: Settings) -> Path:
+    """Where Ray keeps its session: under the data directory, or in a short folder when that is too long for sockets."""
+    wanted = settings.data_dir.resolve() / "ray"
+    if len(os.fsencode(wanted)) + _RAY_SOCKET_CHARS <= 107 and str(wanted).isascii():
+        return wanted
+    return _short_dir(settings)
+
+
+def _short_dir(settings: Settings) -> Path:
+    """The data directory's folder for sockets. HAProxy's paths may have 97 bytes, and Ray puts 70 below this folder."""
+    name = hashlib.sha256(os.fsencode(settings.data_dir.resolve())).hexdigest()[:10]
+    return Path(tempfile.gettempdir()) / f"rag-{name}"
+
+
+def _set_environment(settings: Settings) -> None:
+    """What Ray and its children read when they start. Paths and ports of its own let services run side by side."""
+    haproxy = _short_dir(settings)
+    metrics_port, stats_port = _free_ports(2)
+    # The replicas' own HTTP ports, apart from another service's on this machine.
+    first = 20000 + settings.serve.port % 400 * 100
+    own = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # What a killed replica leaves behind (vLLM's engine processes, with their memory) is ended by its raylet.
+        "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 49),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 50),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 99),
+        # Nobody balances load over a single machine's replicas from outside, so nobody has to notice that they go.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Every line at once: what a killed replica had kept back is what one wants to read.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # A hook that does nothing but makes a spare worker process import vLLM: 0.8 GiB and 8 s of a core.
+        "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if settings.profile == "embedded":
+        own |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    for name, value in {**own, **(FAST_PATH if settings.serve.fast_path else {})}.items():
+        os.environ.setdefault(name, value)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _start_ray(settings: Settings, ray_dir: Path) -> None:
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        return
+    ray_dir.mkdir(parents=True, exist_ok=True)
+    _drop_old_sessions(ray_dir)
+    ray.init(
+        num_cpus=settings.serve.logical_cpus,
+        object_store_memory=settings.serve.object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(ray_dir),
+    )
+
+
+def _drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
+    """Old sessions' logs, all but the newest: nothing else would ever delete them."""
+    sessions = sorted(path for path in ray_dir.glob("session_2*") if path.is_dir() and not path.is_symlink())
+    for path in sessions[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _start_serve(settings: Settings) -> None:
+    from ray import serve
+
+    serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
+
+
+def _deploy(app: Any) -> None:
+    from ray import serve
+
+    try:
+        serve.run(app, name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(f"did not start: {_failures() or _last_line(error)}") from error
+
+
+def _failures() -> str:
+    """The last line of what each unhealthy deployment says."""
+    from ray import serve
+
+    found = []
+    for name, deployment in serve.status().applications[APP_NAME].deployments.items():
+        if deployment.status.value in ("UNHEALTHY", "DEPLOY_FAILED") and deployment.message:
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            found.append(f"{name}: {lines[-1]}")
+    return "; ".join(found)
+
+
+def _warm_up() -> None:
+    from ray import serve
+
+    from deployments.errors import call_stage
+
+    async def ask() -> None:
+        async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+            handle = serve.get_app_handle(APP_NAME)
+            await call_stage("warm-up", lambda: handle.warm_up.remote())
+
+    try:
+        # Serve's throughput mode keeps its router on the loop that first used it, for the process's whole life.
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="serve-router", daemon=True).start()
+        asyncio.run_coroutine_threadsafe(ask(), loop).result()
+    except TimeoutError as error:
+        raise StageError("warm-up", f"no answer within {WARM_UP_TIMEOUT_S:g} s") from error
+
+
+def _stop(*, own_ray: bool) -> None:
+    """Ends what was started here; of a Ray that was joined, only our application."""
+    import ray
+
+    # A second Ctrl-C during the clean-up would leave processes behind.
+    interrupt = _set_signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if ray.is_initialized():
+            _stop_ray(own_ray=own_ray)
+    finally:
+        _set_signal(signal.SIGINT, interrupt)
+        # Ray's driver takes it, to reap what a dead worker leaves; without it no child's exit status is seen here.
+        _set_signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _set_signal(number: signal.Signals, handler: Any) -> Any:
+    """Sets a handler and gives the one before; nothing outside the main thread, where no signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        return handler
+    return signal.signal(number, handler)
+
+
+def _stop_ray(*, own_ray: bool) -> None:
+    import ray
+    from ray import serve
+
+    if not own_ray:
+        serve.delete(APP_NAME)
+        ray.shutdown()
+        return
+    # While the tree still stands: a process whose parent has ended is found no more.
+    descendants = psutil.Process().children(recursive=True)
+    serve.shutdown()
+    ray.shutdown()
+    _, alive = psutil.wait_procs(descendants, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+@contextmanager
+def _chatter_to(path: Path) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Sends file descriptors 1 and 2 to a file; what is yielded runs a function with the real ones in place."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    real = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    lock = threading.Lock()
+
+    def point(first: int, second: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(first, 1)
+        os.dup2(second, 2)
+
+    def tell(speak: Callable[[], None]) -> None:
+        with lock:
+            point(*real)
+            try:
+                speak()
+            finally:
+                point(log, log)
+
+    point(log, log)
+    try:
+        yield tell
+    finally:
+        point(*real)
+        for descriptor in (*real, log):
+            os.close(descriptor)

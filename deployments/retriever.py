@@ -1,0 +1,69 @@
+"""The store's searches as a deployment; with the embedded Milvus it also keeps that running."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ingest.fingerprint import index_fingerprint
+from rag.analyze import analyze
+from rag.config import Settings
+from rag.connect import connect_store, ensure_embedded
+from rag.errors import StoreUnavailableError
+from rag.types import SearchResult, Vector
+
+logger = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+
+class Retriever:
+    """`dense_search` and `lexical_search` over any collection, see rag.store."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._reviving = asyncio.Lock()
+        self._store, self._server = connect_store(settings, index_fingerprint(settings))
+        analyze("준비")  # loads the Korean model before the first question waits for it
+
+    async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
+        """Hits by cosine similarity, best first."""
+        return await self._reviving_once(lambda: self._store.dense_search(collection, vector, top_k))
+
+    async def lexical_search(self, collection: str, query: str, top_k: int) -> SearchResult:
+        """Hits by BM25 over the analysed query, best first."""
+        analyzed = await asyncio.to_thread(analyze, query)
+        return await self._reviving_once(lambda: self._store.lexical_search(collection, analyzed, top_k))
+
+    async def index_versions(self) -> dict[str, str]:
+        """Each collection's index version."""
+        names = await asyncio.to_thread(self._store.collections)
+        fingerprints = await asyncio.gather(*(asyncio.to_thread(self._store.fingerprint, name) for name in names))
+        return {name: found.index_version for name, found in zip(names, fingerprints, strict=True)}
+
+    async def ready(self) -> None:
+        """Raises StoreUnavailableError when Milvus does not answer."""
+        await self._store.ping()
+
+    async def check_health(self) -> None:
+        """Starts the embedded Milvus again when it is gone; a new replica would not help a store that is down."""
+        try:
+            await self._reviving_once(self._store.ping)
+        except StoreUnavailableError as error:
+            logger.warning("the store is down: %s", error)
+
+    async def _reviving_once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's result; when the embedded server is down, after starting it again."""
+        try:
+            return await call()
+        except StoreUnavailableError:
+            if self._server is None:
+                raise
+            async with self._reviving:
+                server = self._server
+                self._server = await asyncio.to_thread(ensure_embedded, self._settings)
+                server.release()
+            if self._server.uri != server.uri:
+                raise
+            return await call()

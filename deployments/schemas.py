@@ -1,0 +1,118 @@
+"""The wire models of the HTTP doors, as CONTRACT has them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from rag.types import Answer, Hit, Message, Question, SearchResult
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Turn(_Request):
+    """An earlier turn of the conversation."""
+
+    role: Literal["user", "assistant"]
+    content: Annotated[str, StringConstraints(max_length=20_000)]
+
+
+class AskRequest(_Request):
+    """`POST /ask`; null means that the settings decide."""
+
+    question: _Text
+    collection: _Name = "default"
+    conversation: Annotated[list[Turn], Field(max_length=100)] = []
+    filter: None = Field(None, description="the filter language comes later; only null is accepted")
+    model: _Name | None = None
+    top_k: Annotated[int, Field(ge=1, le=200)] | None = None
+    rerank_top_k: Annotated[int, Field(ge=1, le=50)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, strict=False)] | None = None
+    stream: bool = False
+    explain: bool = False
+
+    def to_question(self) -> Question:
+        """What the pipeline takes."""
+        return Question(
+            text=self.question,
+            collection=self.collection,
+            conversation=tuple(Message(turn.role, turn.content) for turn in self.conversation),
+            model=self.model,
+            top_k=self.top_k,
+            rerank_top_k=self.rerank_top_k,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            deadline_s=self.deadline_s,
+        )
+
+
+class SearchRequest(_Request):
+    """`POST /search`."""
+
+    query: _Text
+    collection: _Name = "default"
+    filter: None = Field(None, description="the filter language comes later; only null is accepted")
+    top_k: Annotated[int, Field(ge=1, le=200)] = 10
+    rerank: bool = True
+
+
+def answer_body(answer: Answer, answer_id: str, request_id: str, *, explain: bool) -> dict[str, Any]:
+    """The response object of `/ask`."""
+    body: dict[str, Any] = {
+        "id": answer_id,
+        "request_id": request_id,
+        "status": answer.status,
+        "answer": answer.answer,
+        "answer_source": answer.answer_source,
+        "citations": [asdict(citation) for citation in answer.citations],
+        "unsupported": [asdict(span) for span in answer.unsupported],
+        "confidence": answer.confidence,
+        "degraded": list(answer.degraded),
+        "collection": answer.collection,
+        "index_version": answer.index_version,
+        "model": answer.model,
+        "usage": asdict(answer.usage),
+        "timings_ms": dict(answer.timings_ms),
+    }
+    if answer.reason is not None:
+        body["reason"] = answer.reason
+    if explain:
+        body["passages"] = [hit_body(hit) for hit in answer.hits]
+        body["prompt_hash"] = answer.prompt_hash
+    return body
+
+
+def search_body(result: SearchResult, degraded: list[str], timings_ms: dict[str, float]) -> dict[str, Any]:
+    """The response object of `/search`."""
+    return {
+        "hits": [hit_body(hit) for hit in result.hits],
+        "degraded": degraded,
+        "timings_ms": timings_ms,
+        "index_version": result.index_version,
+    }
+
+
+def hit_body(hit: Hit) -> dict[str, Any]:
+    """A hit with its text and every stage's score."""
+    return {
+        "chunk_id": hit.chunk.chunk_id,
+        "document_id": hit.chunk.document_id,
+        "title": hit.title,
+        "source": hit.source,
+        "heading": hit.chunk.heading,
+        "page": hit.chunk.first_page,
+        "char_start": hit.chunk.start_char,
+        "char_end": hit.chunk.end_char,
+        "text": hit.chunk.text,
+        "score": hit.score,
+        "scores": asdict(hit.scores),
+    }

@@ -1,0 +1,80 @@
+"""Knows which stages answer, so that no question waits for one that is down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from deployments.errors import call_stage
+from rag.errors import RagError, StageError
+
+logger = logging.getLogger("ray.serve")
+
+PERIOD_S = 1.0
+# `ready` only looks; a replica that does not answer it in this time is gone, and its router waits for the next one.
+TIMEOUT_S = 5.0
+
+
+class Watch:
+    """Asks each stage again and again whether it is ready; a stage counts as up until it failed."""
+
+    def __init__(self, stages: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+        self._down: dict[str, str] = {}
+        self._scopes: dict[str, set[asyncio.Timeout]] = {name: set() for name in stages}
+        self._tasks = [asyncio.create_task(self._ask(name, ready)) for name, ready in stages.items()]
+
+    def states(self) -> dict[str, str]:
+        """`ok` or why not, by stage."""
+        return {name: self._down.get(name, "ok") for name in self._scopes}
+
+    @asynccontextmanager
+    async def unless_down(self, name: str, stage: str) -> AsyncIterator[None]:
+        """Raises StageError for `stage` when `name` is down or goes down inside the block.
+
+        Serve itself would keep a call waiting for the next replica. The block stays in its own task, as a timeout's
+        does: a call that another task awaits was seen to outlive its cancelled caller.
+        """
+        if name in self._down:
+            raise StageError(stage, f"the {name} is down ({self._down[name]})")
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._scopes[name].add(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes[name].discard(scope)
+        except TimeoutError as error:
+            if scope.expired():
+                raise StageError(stage, f"the {name} went down") from error
+            raise
+
+    async def _ask(self, name: str, ready: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            probe = asyncio.ensure_future(call_stage(name, ready))
+            done, _ = await asyncio.wait({probe}, timeout=TIMEOUT_S)
+            if not done:
+                self._mark(name, f"no answer within {TIMEOUT_S:g} s")
+                # Never cancelled: a router of Serve's that lost such a call while it had no replica was seen to give
+                # no later call to the replica that came. This one is answered by that replica.
+                await asyncio.wait({probe})
+            try:
+                probe.result()
+            except RagError as error:
+                self._mark(name, str(error))
+            else:
+                self._mark(name, None)
+            await asyncio.sleep(PERIOD_S)
+
+    def _mark(self, name: str, reason: str | None) -> None:
+        """Notes that a stage is down, or with None that it is up."""
+        if (name in self._down) != (reason is not None):
+            logger.warning("the %s is %s", name, f"down: {reason}" if reason else "up again")
+        if reason is None:
+            self._down.pop(name, None)
+            return
+        self._down[name] = reason
+        for scope in self._scopes[name]:
+            scope.reschedule(asyncio.get_running_loop().time())
