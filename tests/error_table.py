@@ -1,0 +1,36 @@
+"""One error of each class of rag.errors."""
+
+from __future__ import annotations
+
+from rag.errors import (
+    DeadlineError,
+    DocumentError,
+    IndexMismatchError,
+    InputError,
+    ModelError,
+    OverloadedError,
+    RagError,
+    SettingsError,
+    StageError,
+    StageTimeoutError,
+    StoreUnavailableError,
+    UnknownCollectionError,
+    UnknownModelError,
+)
+
+# With the HTTP status that the contract gives it.
+ERRORS: list[tuple[RagError, int]] = [
+    (RagError("odd"), 500),
+    (SettingsError("wrong"), 500),
+    (InputError("cannot be used"), 422),
+    (DocumentError("damaged"), 422),
+    (UnknownCollectionError("nope"), 404),
+    (UnknownModelError("no such LLM"), 404),
+    (IndexMismatchError("another embedder"), 409),
+    (StoreUnavailableError("Milvus is down"), 503),
+    (ModelError("no weights"), 503),
+    (StageError("dense", "gone"), 503),
+    (StageTimeoutError("dense", "no result within 2 s"), 503),
+    (OverloadedError("full", retry_after_s=7), 503),
+    (DeadlineError("too late"), 504),
+]

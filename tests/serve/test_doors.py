@@ -1,0 +1,236 @@
+"""The HTTP doors on a real Serve graph: the real orchestrator, proxy and handles; the stages are fakes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.launch import running_service
+from rag.config import Settings, load_settings
+from tests.serve.fake_graph import DOCUMENTS, build_fake_app
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return load_settings(
+        profile="embedded",
+        data_dir=tmp_path_factory.mktemp("serve"),
+        serve={"port": port, "max_inflight": 2, "max_queued": 1, "max_body_bytes": 50_000},
+    )
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with (
+        running_service(settings, lambda sentence: print(sentence, file=sys.stderr), build_fake_app) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def ask(client: httpx.Client, question: str, **more: Any) -> httpx.Response:
+    return client.post("/ask", json={"question": question, **more})
+
+
+def events_of(text: str) -> list[tuple[str, str, dict[str, Any]]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields["id"], fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def log_lines(settings: Settings) -> list[str]:
+    path = settings.data_dir / "generator.log"
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
+
+
+def test_an_answer_has_the_contract_s_shape_and_a_verbatim_quote(client: httpx.Client) -> None:
+    response = ask(client, "Which port does the service listen on?")
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body["status"] == "answered"
+    assert body["answer_source"] == "generated"
+    assert body["answer"] == "The service listens on port 8000. [1]"
+    citation = body["citations"][0]
+    assert citation["source"] == "ports.md"
+    assert DOCUMENTS["ports.md"][citation["char_start"] : citation["char_end"]] == citation["quote"]
+    assert body["answer"][citation["answer_start"] : citation["answer_end"]] == "The service listens on port 8000."
+    assert citation["verified"] is True
+    assert citation["page"] is None
+    assert body["degraded"] == []
+    assert body["unsupported"] == []
+    assert body["usage"]["completion_tokens"] > 0
+    for stage in (
+        "queue",
+        "embed",
+        "dense",
+        "lexical",
+        "fuse",
+        "rerank",
+        "prompt",
+        "ttft",
+        "generate",
+        "ground",
+        "total",
+    ):
+        assert body["timings_ms"][stage] >= 0, stage
+    assert "passages" not in body
+
+
+def test_explain_adds_every_candidate_with_its_scores(client: httpx.Client) -> None:
+    body = ask(client, "Which port does the service listen on?", explain=True).json()
+    assert {passage["source"] for passage in body["passages"]} == set(DOCUMENTS)
+    best = body["passages"][0]
+    assert best["source"] == "ports.md"
+    assert set(best["scores"]) == {"dense", "lexical", "fused", "rerank"}
+    assert len(body["prompt_hash"]) == 64
+
+
+def test_a_stream_carries_the_same_answer_in_order(client: httpx.Client) -> None:
+    response = ask(client, "How many characters may a question have?", stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = events_of(response.text)
+    names = [name for _, name, _ in events]
+    assert [int(number) for number, _, _ in events] == list(range(1, len(events) + 1))
+    assert names[0] == "retrieval"
+    assert names[-1] == "done"
+    done = events[-1][2]
+    assert "".join(data["text"] for _, name, data in events if name == "token") == done["answer"]
+    assert [data for _, name, data in events if name == "citation"] == done["citations"]
+    assert names.index("token") < names.index("citation")
+
+
+def test_the_accept_header_asks_for_a_stream_too(client: httpx.Client) -> None:
+    response = client.post("/ask", json={"question": "Which port?"}, headers={"Accept": "text/event-stream"})
+    assert events_of(response.text)[-1][1] == "done"
+
+
+def test_what_is_not_in_the_documents_is_abstained_from(client: httpx.Client) -> None:
+    body = ask(client, "Zebra quagga okapi?").json()
+    assert (body["status"], body["reason"], body["citations"]) == ("abstained", "no_evidence", [])
+
+
+def test_a_failing_llm_costs_the_generation_not_the_answer(client: httpx.Client) -> None:
+    response = ask(client, "When was the broken engine repaired?")
+    body = response.json()
+    assert body["degraded"] == ["generate"]
+    assert response.headers["x-degraded"] == "generate"
+    assert body["answer_source"] == "extracted"
+    assert "1931" in body["answer"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param(b'{"question": ', 400, id="not_json"),
+        pytest.param(json.dumps({"question": ""}).encode(), 422, id="empty"),
+        pytest.param(json.dumps({"question": " \n\t "}).encode(), 422, id="blank"),
+        pytest.param(json.dumps({"question": "a" * 4001}).encode(), 422, id="too_long"),
+        pytest.param(json.dumps({"question": "가" * 10_000}).encode(), 413, id="body_too_large"),
+        pytest.param(json.dumps({"question": "a" * 100_000}).encode(), 413, id="hundred_thousand_characters"),
+        pytest.param(json.dumps({"question": "Why?", "qestion": 1}).encode(), 422, id="unknown_field"),
+        pytest.param(json.dumps({"question": 5}).encode(), 422, id="wrong_type"),
+        pytest.param(json.dumps({"question": "Why?", "filter": "a == 1"}).encode(), 422, id="filter"),
+        pytest.param(json.dumps({"question": "Why?", "collection": "nope"}).encode(), 404, id="unknown_collection"),
+        pytest.param(json.dumps({"question": "Why?", "model": "gpt"}).encode(), 404, id="unknown_model"),
+        pytest.param(json.dumps({"question": "Why?", "deadline_s": 1e-6}).encode(), 504, id="deadline"),
+        pytest.param(json.dumps(["Why?"]).encode(), 422, id="array"),
+    ],
+)
+def test_bad_input_gets_a_problem_that_says_what_is_wrong(client: httpx.Client, body: bytes, status: int) -> None:
+    response = client.post("/ask", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert problem["instance"] == "/ask"
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+
+
+def test_the_status_of_a_stream_is_decided_before_its_first_byte(client: httpx.Client) -> None:
+    response = ask(client, "Why?", stream=True, collection="nope")
+    assert response.status_code == 404
+    assert "rag ingest" in response.json()["detail"]
+
+
+def test_another_content_type_is_refused(client: httpx.Client) -> None:
+    assert client.post("/ask", content=b"question=Why", headers={"content-type": "text/plain"}).status_code == 415
+
+
+def test_an_unknown_path_and_method_are_problems_too(client: httpx.Client) -> None:
+    assert client.get("/nothing").headers["content-type"] == PROBLEM
+    assert client.get("/ask").status_code == 405
+
+
+@pytest.mark.parametrize("given", ["abc-123", "x" * 128])
+def test_a_request_id_comes_back_once(client: httpx.Client, given: str) -> None:
+    response = client.get("/healthz", headers={"X-Request-ID": given})
+    assert response.headers.get_list("x-request-id") == [given]
+
+
+def test_a_request_without_id_gets_one(client: httpx.Client) -> None:
+    first, second = (client.get("/healthz").headers["x-request-id"] for _ in range(2))
+    assert first != second
+
+
+def test_search_gives_hits_best_first(client: httpx.Client) -> None:
+    body = client.post("/search", json={"query": "slow lamp", "top_k": 2}).json()
+    assert body["hits"][0]["source"] == "slow.md"
+    assert len(body["hits"]) == 2
+    scores = [hit["score"] for hit in body["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    assert body["index_version"]
+
+
+def test_health_readiness_and_facts(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["stages"] == dict.fromkeys(("embedder", "retriever", "reranker", "generator"), "ok")
+    info = client.get("/info").json()
+    assert info["limits"]["max_inflight"] == 2
+    assert list(info["index_versions"]) == ["default"]
+
+
+def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda _: ask(client, "How long does the slow lamp burn?"), range(8)))
+    statuses = sorted(response.status_code for response in responses)
+    assert statuses == [200] * 3 + [503] * 5
+    for response in responses:
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["retryable"] is True
+        else:
+            assert "eleven hours" in response.json()["answer"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_goes_away_stops_the_generation(client: httpx.Client, settings: Settings, stream: bool) -> None:
+    cancelled = log_lines(settings).count("cancelled")
+    # The proxy may notice too late that its client left, when the generation has ended: once of three has to be seen.
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/ask", json={"question": "How long does the slow lamp burn?", "stream": stream}, timeout=1.0)
+        deadline = time.monotonic() + 5
+        while log_lines(settings).count("cancelled") == cancelled and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if log_lines(settings).count("cancelled") > cancelled:
+            return
+    pytest.fail(f"no generation was cancelled: {log_lines(settings)[-6:]}")

@@ -1,0 +1,136 @@
+"""The hard rules: numbers, names, negation and opposites, in English and Korean."""
+
+from __future__ import annotations
+
+import pytest
+
+from rag.analyze import terms
+from rag.claims import Reason, contradiction, read_claims
+
+
+def check(sentence: str, quote: str, question: str = "", label: str = "", passage: str = "") -> Reason | None:
+    return contradiction(
+        read_claims(sentence, terms),
+        read_claims(quote, terms),
+        read_claims(question, terms),
+        label,
+        frozenset(terms(passage)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("The limit is 5.", "The limit is 5 requests.", None),
+        ("The limit is 6.", "The limit is 5 requests.", "number"),
+        ("The limit is 5 minutes.", "The limit is 5 seconds.", "number"),
+        ("The limit is five seconds.", "The limit is 5 s.", None),
+        ("It holds 1000 rows.", "It holds 1,000 rows.", None),
+        ("기본값은 5초입니다.", "기본값은 5초이다.", None),
+        ("기본값은 6초입니다.", "기본값은 5초이다.", "number"),
+        ("기본값은 5분입니다.", "기본값은 5초이다.", "number"),
+    ],
+)
+def test_every_number_is_in_the_quote_with_its_unit(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote) == reason
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("It was written by George Miller.", "It was written by George Miller in Leeds.", None),
+        ("It was written by George Tanner.", "It was written by George Miller in Leeds.", "name"),
+        ("Lyon is the seat of the firm.", "Paris is the seat of the firm.", "name"),
+        ("Delhi.", "Its seat is in Mumbai.", "name"),
+        ("Set the limit with care.", "The limit needs care.", None),
+        ("Set `max_queue` to raise it.", "The setting max_queue raises it.", None),
+        ("Set `min_queue` to raise it.", "The setting max_queue raises it.", "name"),
+        ("It needs GPUs.", "It needs a GPU.", None),
+        ("It is a Korean firm.", "It is a firm from Korea.", None),
+        ("It runs on Ray 2.60.1.", "It runs on Ray 2.60.0.", "name"),
+        ("It is served by v1.", "It is served by v10.", "name"),
+        ("He calls it 'the slow path' himself.", "He calls it “the slow path”.", None),
+        ("He calls it 'the fast path' himself.", "He calls it “the slow path”.", "name"),
+        ("It takes 1.5 GB.", "It takes 1.5GB.", None),
+    ],
+)
+def test_every_name_is_in_the_quote(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote) == reason
+
+
+def test_a_name_may_stand_in_the_question_or_the_heading() -> None:
+    assert check("Milvus is found on 19530.", "It is found on 19530.") == "name"
+    assert check("Milvus is found on 19530.", "It is found on 19530.", question="Where is Milvus?") is None
+    assert check("Milvus is found on 19530.", "It is found on 19530.", label="Milvus > Ports") is None
+
+
+def test_a_number_may_not_stand_in_the_question_alone() -> None:
+    assert check("It was built in 1990.", "It was built by monks.", question="Who built it in 1990?") == "number"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "passage", "reason"),
+    [
+        ("본사는 서울에 있습니다.", "본사는 서울에 있다.", "", None),
+        ("본사는 부산에 있습니다.", "본사는 서울에 있다.", "", "name"),
+        ("회사의 본사는 서울에 있습니다.", "본사는 서울에 있다.", "이 회사는 크다. 본사는 서울에 있다.", None),
+        ("FastAPI를 씁니다.", "서버는 Flask를 쓴다.", "", "name"),
+    ],
+)
+def test_korean_nouns_are_in_the_quote_or_its_passage(
+    sentence: str, quote: str, passage: str, reason: Reason | None
+) -> None:
+    assert check(sentence, quote, passage=passage) == reason
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("The store keeps old versions.", "The store does not keep old versions.", "negation"),
+        ("The store does not keep old versions.", "The store keeps old versions.", "negation"),
+        ("The store doesn’t keep old versions.", "The store never keeps old versions.", None),
+        ("The default is 5.", "The default is 5, and it cannot be raised.", None),
+        ("The default can be raised.", "The default is 5, and it cannot be raised.", "negation"),
+        ("The store keeps old versions.", "The store keeps not only new but old versions.", None),
+        ("It lasts 5 days.", "It lasts no more than 5 days.", None),
+        ("암호가 걸린 파일은 읽을 수 있습니다.", "암호가 걸린 파일은 읽을 수 없습니다.", "negation"),
+        ("암호가 걸린 파일은 읽지 못합니다.", "암호가 걸린 파일은 읽을 수 없습니다.", None),
+        ("캐시를 사용하지 않습니다.", "캐시를 사용합니다.", "negation"),
+    ],
+)
+def test_negation_agrees_in_the_nearest_clause(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote) == reason
+
+
+def test_a_negated_question_may_be_answered_without_negation() -> None:
+    quote = "The embedded store does not support aliases."
+    assert check("The embedded store: aliases.", quote) == "negation"
+    assert check("The embedded store: aliases.", quote, question="What does the store not support?") is None
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("The minimum is 5.", "The maximum is 5.", "opposite"),
+        ("At least 5 are kept.", "At most 5 are kept.", "opposite"),
+        ("At most 5 are kept.", "No more than 5 are kept.", None),
+        ("The cache is enabled by default.", "The cache is disabled by default.", "opposite"),
+        ("The minimum is 5.", "The minimum is 5 and the maximum is 9.", None),
+        ("최소 크기는 5입니다.", "최대 크기는 5이다.", "opposite"),
+        ("5개 이상을 지원합니다.", "5개 이하를 지원한다.", "opposite"),
+    ],
+)
+def test_the_quote_does_not_say_the_opposite(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote, passage="최소 크기와 최대 크기") == reason
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The service listens on port 8000 and keeps its data in `RAG_DATA_DIR`.",
+        "It is not started twice, unless RAY_ADDRESS is set.",
+        "서비스는 8000번 포트에서 시작하며 두 번 시작하지 않습니다.",
+    ],
+)
+def test_a_sentence_never_contradicts_itself(sentence: str) -> None:
+    assert check(sentence, sentence) is None

@@ -1,0 +1,126 @@
+"""The evidence's own best sentences as the answer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rag.analyze import terms
+from rag.config import GroundingSettings
+from rag.extract import extract_answer, question_relevance
+from rag.ground import Evidence, Grounded, lexical_similarity, plain_text, split_evidence
+from rag.sentences import split_sentences
+from rag.types import Chunk, Hit, Passage, Scores
+
+TWO = GroundingSettings(extract_sentences=2)
+
+
+def evidence_of(*texts: str, question: str, heading: str = "") -> Evidence:
+    passages = [
+        Passage(marker, Hit(Chunk(f"c{marker}", "d", "r", 0, text, 0, len(text), heading), "", "s", 0.0, Scores()))
+        for marker, text in enumerate(texts, start=1)
+    ]
+    return split_evidence(passages, question, split_sentences, terms)
+
+
+def extract(*texts: str, question: str, settings: GroundingSettings = TWO) -> list[Grounded]:
+    evidence = evidence_of(*texts, question=question)
+    return extract_answer(
+        evidence, question_relevance(evidence, lexical_similarity(question, evidence, terms)), settings
+    )
+
+
+def rows(*values: list[float]) -> list[np.ndarray]:
+    return [np.array(row, dtype=np.float32) for row in values]
+
+
+def test_the_best_sentence_comes_verbatim_with_its_passage() -> None:
+    (best,) = extract("Logs rotate daily. The port is 8000.", "Disks are slow.", question="Which port is used?")
+    assert best.text == "The port is 8000."
+    assert best.quote is not None
+    assert (best.quote.text, best.quote.passage.marker, best.quote.start) == ("The port is 8000.", 1, 19)
+    assert best.support == 1.0
+
+
+def test_a_second_sentence_only_where_it_comes_close_and_is_wanted() -> None:
+    evidence = evidence_of("Alpha is here. Beta is here. Gamma is here.", question="x")
+    near, far = rows([0.8, 0.75, 0.5]), rows([0.8, 0.65, 0.5])
+    assert [one.text for one in extract_answer(evidence, near, TWO)] == ["Alpha is here.", "Beta is here."]
+    assert [one.text for one in extract_answer(evidence, far, TWO)] == ["Alpha is here."]
+    one_wanted = GroundingSettings(extract_sentences=1)
+    assert [one.text for one in extract_answer(evidence, near, one_wanted)] == ["Alpha is here."]
+
+
+def test_ties_go_to_the_earlier_passage_and_sentence() -> None:
+    evidence = evidence_of("Alpha is here. Beta is here.", "Gamma is here.", question="x")
+    best = extract_answer(evidence, rows([0.5, 0.5], [0.5]), GroundingSettings(extract_sentences=3))
+    assert [one.text for one in best] == ["Alpha is here.", "Beta is here.", "Gamma is here."]
+
+
+def test_a_sentence_in_two_overlapping_chunks_is_given_once() -> None:
+    best = extract("The port is 8000.", "The port is 8000.", question="Which port is used?")
+    assert [one.text for one in best] == ["The port is 8000."]
+
+
+@pytest.mark.parametrize("fragment", ["## The default port", "| port | 8000 |", "port = 8000", "default port and"])
+def test_a_whole_sentence_is_preferred_over_a_fragment_nearly_as_good(fragment: str) -> None:
+    evidence = evidence_of(f"{fragment}\n\nThe service listens on 8000.", question="x")
+    assert extract_answer(evidence, rows([0.7, 0.65]), TWO)[0].text == "The service listens on 8000."
+    assert extract_answer(evidence, rows([0.9, 0.65]), TWO)[0].text != "The service listens on 8000."
+
+
+def test_the_answer_to_a_question_in_the_text_is_taken_in_its_stead() -> None:
+    text = "What is the largest file?\n\nIt has 100 MiB.\n\nWhat is a page?\n\nA page has a number."
+    assert [one.text for one in extract(text, question="What is the largest file?")] == ["It has 100 MiB."]
+
+
+def test_the_language_of_the_question_is_preferred_where_both_say_it() -> None:
+    texts = ("`PATCH` is used for updates.", "업데이트에는 `PATCH`를 씁니다.")
+    assert extract(*texts, question="PATCH는 무엇인가요?")[0].text == texts[1]
+    assert extract(*texts, question="What is PATCH?")[0].text == texts[0]
+
+
+def test_no_sentences_no_answer() -> None:
+    assert extract(question="Anything?") == []
+    assert extract("---", question="Anything?") == []
+
+
+def test_relevance_weighs_rare_terms_more() -> None:
+    evidence = evidence_of("Ray waits. Ray listens.", question="Where does Ray listen?")
+    relevance = question_relevance(evidence, rows([0.4, 0.4]))
+    common, rare = math.log1p(2 / 2), math.log1p(2 / 1)
+    expected = [(0.4 + common / (common + rare)) / 2, (0.4 + 1.0) / 2]
+    assert relevance[0].tolist() == pytest.approx(expected)
+
+
+def test_a_term_of_the_heading_counts_half() -> None:
+    question = "Which port does Ray use?"
+    evidence = evidence_of("Ray takes 8000.", question=question, heading="Port")
+    (plain,) = question_relevance(evidence_of("Ray takes 8000.", question=question), rows([0.0]))
+    (below,) = question_relevance(evidence, rows([0.0]))
+    assert plain.tolist() == pytest.approx([0.5])  # only "ray" is known, and held
+    # One sentence: "ray" and "port" are equally rare.
+    assert below.tolist() == pytest.approx([(1 + 0.5) / 2 / 2])
+
+
+def test_relevance_without_a_shared_term_is_half_the_similarity() -> None:
+    evidence = evidence_of("Disks are slow.", question="Which port?")
+    assert question_relevance(evidence, rows([0.6]))[0].tolist() == pytest.approx([0.3])
+
+
+@pytest.mark.parametrize(
+    ("quote", "text"),
+    [
+        ("## The port\nis 8000.", "The port is 8000."),
+        ("- **Port**: the *default* is 8000.", "Port: the default is 8000."),
+        ("3. Press Ctrl-C.", "Press Ctrl-C."),
+        ("> It is quoted\n> over two lines.", "It is quoted over two lines."),
+        ("See [the guide](guide.md#top) and `a_b`.", "See the guide and `a_b`."),
+        ('It is <dfn title="old">deprecated</dfn> in `<html>`.', "It is deprecated in `<html>`."),
+        ("Use __init__ and 3*4*5 [2].", "Use __init__ and 3*4*5."),
+    ],
+)
+def test_plain_text(quote: str, text: str) -> None:
+    assert plain_text(quote) == text

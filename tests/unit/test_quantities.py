@@ -1,0 +1,84 @@
+"""Numbers and units in one notation."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag.quantities import claimed_quantities, is_backed, passing_quantities
+
+
+def read(text: str) -> set[tuple[Decimal, str]]:
+    return set(claimed_quantities(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("It holds 1,000 rows.", "1000", ""),
+        ("It holds 1000 rows.", "1000", ""),
+        ("about 2.50 of it", "2.5", ""),
+        ("a share of 5 %", "5", "%"),
+        ("a share of 5%", "5", "%"),
+        ("a share of 5 percent", "5", "%"),
+        ("5퍼센트입니다", "5", "%"),
+        ("after 30 seconds", "30", "s"),
+        ("a 30-second limit", "30", "s"),
+        ("after 30s", "30", "s"),
+        ("30초 뒤에", "30", "s"),
+        ("within 5ms", "5", "ms"),
+        ("five minutes", "5", "min"),
+        ("up to 100 MiB", "100", "MB"),
+        ("costs $5", "5", "$"),
+        ("costs 5 dollars", "5", "$"),
+        ("5 million users", "5000000", ""),
+        ("3만 원", "30000", "₩"),
+        ("3개월 동안", "3", "month"),
+        ("두 개의 사본", "2", ""),
+        ("at -5 degrees", "-5", ""),
+        ("in the 1990s", "1990", ""),
+        ("the 3rd attempt", "3", ""),
+    ],
+)
+def test_reads_value_and_unit(text: str, value: str, unit: str) -> None:
+    assert read(text) == {(Decimal(value), unit)}
+
+
+@pytest.mark.parametrize("text", ["SmolLM2-135M", "version v2", "2.60.1", "H200", "one of them", "no numbers at all"])
+def test_identifiers_versions_and_the_pronoun_one_are_no_quantities(text: str) -> None:
+    assert read(text) == set()
+
+
+def test_a_range_has_two_positive_ends() -> None:
+    assert read("between 5-10 items") == {(Decimal(5), ""), (Decimal(10), "")}
+
+
+def test_numbers_in_passing_back_but_are_not_claimed() -> None:
+    assert set(passing_quantities("the first try, done twice")) == {(Decimal(1), ""), (Decimal(2), "")}
+    assert read("the first try, done twice") == set()
+
+
+@pytest.mark.parametrize(
+    ("claimed", "said", "backed"),
+    [
+        ("5 seconds", "5 s", True),
+        ("5", "5 seconds", True),
+        ("5 seconds", "5", True),
+        ("5 seconds", "5 minutes", False),
+        ("5 ms", "5 s", False),
+        ("50", "5", False),
+        ("1,000", "1000", True),
+        ("five", "5", True),
+    ],
+)
+def test_is_backed_compares_value_and_known_units(claimed: str, said: str, backed: bool) -> None:
+    (quantity,) = read(claimed)
+    assert is_backed(quantity, frozenset(read(said))) is backed
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_thousands_separators_do_not_matter(value: int) -> None:
+    assert read(f"exactly {value:,} rows") == read(f"exactly {value} rows") == {(Decimal(value), "")}

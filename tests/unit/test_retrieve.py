@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rag.clock import RequestClock
+from rag.config import CalibrationSettings, Settings
+from rag.errors import (
+    DeadlineError,
+    IndexMismatchError,
+    InputError,
+    ModelError,
+    OverloadedError,
+    StageError,
+    StoreUnavailableError,
+    UnknownCollectionError,
+)
+from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words, understands
+from rag.types import Scores, SearchResult, Span
+from tests.pipeline_fakes import (
+    DOCUMENTS,
+    FINGERPRINT,
+    WordScorer,
+    late,
+    make_hit,
+    make_search,
+    make_settings,
+    raising,
+)
+
+QUERY = "Which port does the service listen on?"
+
+
+async def search(
+    steps: SearchSteps,
+    settings: Settings | None = None,
+    query: str = QUERY,
+    collection: str = "default",
+    **options: Any,
+) -> tuple[SearchResult, RequestClock]:
+    clock = RequestClock(30)
+    found = await retrieve(query, collection, steps, settings or make_settings(), clock, **options)
+    return found, clock
+
+
+def ids(found: SearchResult) -> list[str]:
+    return [hit.chunk.chunk_id for hit in found.hits]
+
+
+def finds(*chunk_ids: str) -> Any:
+    """A search that finds these, best first."""
+
+    async def step(_collection: str, _query: object, top_k: int) -> SearchResult:
+        hits = tuple(make_hit(name, f"Text {name}.", score=1 / rank) for rank, name in enumerate(chunk_ids, start=1))
+        return SearchResult(hits[:top_k], "version")
+
+    return step
+
+
+class Ranking:
+    """Scores texts by a table; what it was asked is kept."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self._scores = scores
+        self.texts: list[str] = []
+        self.spans: list[list[Span]] = []
+
+    async def __call__(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+        self.texts, self.spans = texts, spans
+        await asyncio.sleep(0)
+        return [np.array([[self._scores.get(text, 0.0)]], dtype=np.float32) for text in texts]
+
+
+async def test_hits_come_best_first_with_every_stage_s_score() -> None:
+    found, clock = await search(make_search())
+    best = found.hits[0]
+    assert (best.chunk.chunk_id, best.score, best.scores.rerank) == ("ports.md:1", 1.0, 1.0)
+    assert None not in (best.scores.dense, best.scores.lexical, best.scores.fused)
+    assert [hit.score for hit in found.hits] == sorted((hit.score for hit in found.hits), reverse=True)
+    assert found.index_version == FINGERPRINT.index_version
+    assert clock.degraded == []
+    assert set(clock.timings_ms) == {"queue", "embed", "dense", "lexical", "fuse", "rerank"}
+
+
+async def test_both_branches_are_found_and_fused() -> None:
+    steps = make_search(dense_search=finds("a", "b"), lexical_search=finds("c", "a"))
+    found, _ = await search(steps, rerank=False)
+    assert ids(found) == ["a", "c", "b"]  # a stands in both lists
+    assert found.hits[0].scores.fused == pytest.approx(1 / 61 + 1 / 62)
+    assert found.hits[0].scores.rerank is None
+
+
+async def test_the_two_branches_run_beside_each_other() -> None:
+    gate = asyncio.Barrier(2)
+
+    async def meets(_collection: str, _query: object, _top_k: int) -> SearchResult:
+        async with asyncio.timeout(5):
+            await gate.wait()
+        return SearchResult((make_hit("a"),), "version")
+
+    found, _ = await search(make_search(dense_search=meets, lexical_search=meets))
+    assert ids(found) == ["a"]
+
+
+async def test_top_k_is_the_depth_of_each_search() -> None:
+    letters = [chr(ord("a") + index) for index in range(10)]
+    steps = make_search(dense_search=finds(*letters), lexical_search=finds(*letters[::-1]))
+    found, _ = await search(steps, top_k=3, rerank=False)
+    assert sorted(ids(found)) == ["a", "b", "c", "h", "i", "j"]
+    found, _ = await search(steps, make_settings(retrieval={"top_k": 2}), rerank=False)
+    assert sorted(ids(found)) == ["a", "b", "i", "j"]
+
+
+async def test_only_the_first_candidates_are_reranked_and_the_rest_stays_behind() -> None:
+    scorer = Ranking({"Text c.": 0.9, "Text a.": 0.1, "Text b.": 0.2})
+    steps = make_search(dense_search=finds("a", "b", "c", "d", "e"), lexical_search=finds(), score=scorer)
+    found, _ = await search(steps, make_settings(reranker={"candidates": 3}))
+    assert ids(found) == ["c", "b", "a", "d", "e"]
+    assert scorer.texts == ["Text a.", "Text b.", "Text c."]
+    assert [hit.scores.rerank is None for hit in found.hits] == [False, False, False, True, True]
+
+
+async def test_reranking_keeps_the_fused_order_of_ties() -> None:
+    steps = make_search(dense_search=finds("b", "a", "c"), lexical_search=finds(), score=Ranking({}))
+    found, _ = await search(steps)
+    assert ids(found) == ["b", "a", "c"]
+
+
+async def test_the_blend_weighs_the_fused_order_in() -> None:
+    steps = make_search(
+        dense_search=finds("a", "b"), lexical_search=finds(), score=Ranking({"Text a.": 0.5, "Text b.": 0.6})
+    )
+    for blend, expected in ((1.0, ["b", "a"]), (0.1, ["a", "b"])):
+        found, _ = await search(steps, make_settings(reranker={"blend": blend}))
+        assert ids(found) == expected
+
+
+async def test_a_scorer_reads_the_heading_with_the_text() -> None:
+    scorer = Ranking({})
+    await search(make_search(score=scorer))
+    assert "Handbook > ports\nThe service listens on port 8000." in scorer.texts[0]
+    assert scorer.spans == [[(0, len(text))] for text in scorer.texts]
+
+
+def test_scored_text_says_where_the_chunk_starts() -> None:
+    plain = make_hit("a", "Words.")
+    assert scored_text(plain) == ("Words.", 0)
+    headed = replace(plain, chunk=replace(plain.chunk, heading="Guide > Ports"))
+    text, start = scored_text(headed)
+    assert text[start:] == "Words."
+    assert text.startswith("Guide > Ports\n")
+
+
+async def test_no_hits_are_no_error_and_nothing_is_reranked() -> None:
+    scorer = WordScorer()
+    found, clock = await search(make_search({}, score=scorer))
+    assert found.hits == ()
+    assert scorer.calls == []
+    assert clock.degraded == []
+
+
+# --- what may be left out ---------------------------------------------------------------------------------------------
+
+DEGRADABLE = [
+    StageError("x", "gone"),
+    StoreUnavailableError("gone"),
+    ModelError("gone"),
+    OverloadedError("full"),
+]
+
+
+@pytest.mark.parametrize("error", DEGRADABLE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("step", "degraded"),
+    [("embed", "dense"), ("dense_search", "dense"), ("lexical_search", "lexical"), ("score", "rerank")],
+)
+async def test_a_stage_that_is_down_is_left_out_and_named(error: Exception, step: str, degraded: str) -> None:
+    found, clock = await search(make_search(DOCUMENTS, **{step: raising(error)}))
+    assert "ports.md:1" in ids(found)
+    assert clock.degraded == [degraded]
+
+
+async def test_a_late_reranker_costs_its_budget_and_no_more() -> None:
+    began = time.perf_counter()
+    found, clock = await search(make_search(score=late(5)), make_settings(deadlines={"rerank_s": 0.1}))
+    assert time.perf_counter() - began < 2
+    assert clock.degraded == ["rerank"]
+    assert all(hit.scores.rerank is None and hit.score == hit.scores.fused for hit in found.hits)
+
+
+async def test_both_branches_down_raises_what_the_dense_one_raised() -> None:
+    dense, lexical = StoreUnavailableError("dense"), StageError("lexical", "gone")
+    with pytest.raises(StoreUnavailableError, match="dense"):
+        await search(make_search(dense_search=raising(dense), lexical_search=raising(lexical)))
+    with pytest.raises(StageError, match="embed"):
+        await search(make_search(embed=raising(StageError("embed", "gone")), lexical_search=raising(lexical)))
+
+
+@pytest.mark.parametrize("step", ["embed", "dense_search", "lexical_search", "score"])
+@pytest.mark.parametrize(
+    "error",
+    [UnknownCollectionError("nope"), IndexMismatchError("another embedder"), InputError("no"), KeyError("a bug")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_the_caller_s_mistakes_and_ours_are_raised(step: str, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        await search(make_search(DOCUMENTS, **{step: raising(error)}))
+
+
+async def test_an_unknown_collection_is_raised_by_the_real_flow() -> None:
+    with pytest.raises(UnknownCollectionError):
+        await search(make_search(), collection="nope")
+
+
+async def test_a_deadline_that_passes_is_raised() -> None:
+    clock = RequestClock(0.05)
+    with pytest.raises(DeadlineError):
+        await retrieve(QUERY, "default", make_search(dense_search=late(5)), make_settings(), clock)
+
+
+async def test_cancelling_reaches_both_branches() -> None:
+    running: set[str] = set()
+    both = asyncio.Event()
+
+    def hangs(name: str) -> Any:
+        async def step(*_: object) -> SearchResult:
+            running.add(name)
+            if len(running) == 2:
+                both.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                running.remove(name)
+            raise AssertionError("not cancelled")
+
+        return step
+
+    task = asyncio.create_task(search(make_search(dense_search=hangs("dense"), lexical_search=hangs("lexical"))))
+    async with asyncio.timeout(5):
+        await both.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert running == set()
+
+
+# --- languages that a model does not know -----------------------------------------------------------------------------
+
+KOREAN = "서비스의 기본 포트는 몇 번인가요?"
+
+
+async def test_a_question_that_the_embedder_cannot_read_is_searched_by_words_alone() -> None:
+    settings = make_settings(embedder={"languages": ["latin"]})
+    found, clock = await search(make_search(embed=raising(AssertionError("embedded"))), settings, KOREAN)
+    assert ids(found)[0] == "ko.md:0"
+    assert all(hit.scores.dense is None for hit in found.hits)
+    assert clock.degraded == []  # nothing is missing: the words are the better search
+    assert "embed" not in clock.timings_ms
+
+
+async def test_its_lexical_failure_is_raised_since_nothing_else_could_be_searched() -> None:
+    settings = make_settings(embedder={"languages": ["latin"]})
+    with pytest.raises(StoreUnavailableError):
+        await search(make_search(lexical_search=raising(StoreUnavailableError("down"))), settings, KOREAN)
+
+
+async def test_a_question_that_the_reranker_cannot_read_is_scored_by_shared_words() -> None:
+    scorer = WordScorer()
+    settings = make_settings(reranker={"languages": ["latin"], "words_calibration": {"midpoint": 0.5, "slope": 10.0}})
+    found, clock = await search(make_search(score=scorer), settings, KOREAN)
+    assert scorer.calls == []
+    best = found.hits[0]
+    assert best.chunk.chunk_id == "ko.md:0"
+    assert best.scores.rerank is not None
+    assert best.scores.rerank > 0.5
+    assert clock.degraded == []
+    assert clock.timings_ms["rerank"] > 0
+
+
+@pytest.mark.parametrize(
+    ("languages", "text", "expected"),
+    [
+        (None, KOREAN, True),
+        (("latin",), KOREAN, False),
+        (("latin", "ko"), KOREAN, True),
+        (("latin",), QUERY, True),
+        (("ko",), QUERY, False),
+    ],
+)
+def test_what_a_model_understands(languages: Any, text: str, expected: bool) -> None:
+    assert understands(languages, text) is expected
+
+
+def words_of(text: str) -> list[str]:
+    return text.lower().split()
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "expected"),
+    [
+        pytest.param("a b c d", ["a b", "d d d", "x", "d c b a e"], [0.5, 0.25, 0.0, 1.0], id="fractions"),
+        pytest.param("a a b", ["a"], [0.5], id="distinct_terms"),
+        pytest.param("", ["a"], [0.0], id="no_terms"),
+        pytest.param("a", [], [], id="no_texts"),
+    ],
+)
+def test_shared_words_is_a_fraction_of_the_query(query: str, texts: Sequence[str], expected: list[float]) -> None:
+    scores = shared_words(query, texts, words_of)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == expected
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+async def calibrated(score: float, calibration: CalibrationSettings | None) -> float:
+    steps = make_search(dense_search=finds("a"), lexical_search=finds(), score=Ranking({"Text a.": score}))
+    settings = make_settings(reranker={"calibration": calibration and calibration.model_dump()})
+    found, _ = await search(steps, settings)
+    scores: Scores = found.hits[0].scores
+    assert scores.rerank is not None
+    return scores.rerank
+
+
+@pytest.mark.parametrize(
+    ("score", "midpoint", "slope", "expected"),
+    [
+        pytest.param(0.5, 0.5, 20.0, 0.5, id="midpoint"),
+        pytest.param(0.75, 0.5, 4.0, 0.731059, id="above"),  # 1 / (1 + e^-1)
+        pytest.param(0.25, 0.5, 4.0, 0.268941, id="below"),
+        pytest.param(0.0, 1.0, 10_000.0, 0.0, id="steep_below"),
+        pytest.param(1.0, 0.0, 10_000.0, 1.0, id="steep_above"),
+    ],
+)
+async def test_calibration_is_the_logistic_function(
+    score: float, midpoint: float, slope: float, expected: float
+) -> None:
+    calibration = CalibrationSettings(midpoint=midpoint, slope=slope)
+    assert await calibrated(score, calibration) == pytest.approx(expected, abs=1e-6)
+
+
+async def test_without_calibration_the_score_stays() -> None:
+    assert await calibrated(0.25, None) == 0.25
