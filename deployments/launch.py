@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from deployments.proxy import BINARY_VARIABLE, script_path
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 
@@ -161,6 +162,7 @@ def _set_environment(settings: Settings) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         # What a killed replica leaves behind (vLLM's engine processes, with their memory) is ended by its raylet.
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+        BINARY_VARIABLE: str(script_path()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
