@@ -171,6 +171,16 @@ def load_document(
     return Document(document_id_of(source), source, revision, media_type, tuple(acl), dict(metadata or {}))
 
 
+def load_documents(
+    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+) -> Iterator[Document | Failure]:
+    """The file's documents in order. A file that cannot be used, or a part of one, is a Failure; none is raised."""
+    try:
+        yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata)
+    except DocumentError as error:
+        yield Failure(printable(str(path)), str(error))
+
+
 def tell_media_type(head: bytes, name: str) -> str:
     """PDF, HTML, MARKDOWN or TEXT, by a file's first bytes before its name. Raises DocumentError for a binary one."""
     suffix = SUFFIXES.get(Path(name).suffix.lower(), TEXT)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ingest.chunk import chunk_document
-from ingest.load import Failure, find_files, load_document, printable
+from ingest.load import Failure, find_files, load_documents
 from ingest.parse import parse_document
 from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher
 from rag.config import Settings
@@ -98,20 +98,25 @@ def ingest_documents(
 
     publisher = Publisher(store, collection, embed, analyze, settings.ingest.embed_batch, on_written=report)
     for path in found.files:
-        try:
-            document = load_document(path, max_file_bytes=settings.ingest.max_file_bytes, acl=acl, metadata=metadata)
+        for document in load_documents(path, max_file_bytes=settings.ingest.max_file_bytes, acl=acl, metadata=metadata):
+            if isinstance(document, Failure):
+                failures.append(document)
+                continue
             known = stored.get(document.document_id, [])
             document = _keep_what_is_not_given(document, known)
             if any(_is_same(document, entry) for entry in known):
                 if len(known) > 1:  # a run was killed after it wrote this revision
                     publisher.delete_other_revisions(document)
                 unchanged += 1
-            else:
+                continue
+            try:
                 parsed = parse_document(document, settings.ingest, path)
-                pages += len(parsed.pages)
-                publisher.add(parsed, _chunks(parsed, settings, count_tokens), replaces=bool(known))
-        except DocumentError as error:
-            failures.append(Failure(printable(str(path)), str(error)))
+                chunks = _chunks(parsed, settings, count_tokens)
+            except DocumentError as error:
+                failures.append(Failure(document.source, str(error)))
+                continue
+            pages += len(parsed.pages)
+            publisher.add(parsed, chunks, replaces=bool(known))
         report()
     publisher.finish()
     removed = _prune(store, collection, found.folders, stored) if prune else 0

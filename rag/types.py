@@ -21,7 +21,11 @@ TextKind = Literal["query", "passage"]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One source before it is parsed: `document_id` comes from `source`, `revision` from its bytes."""
+    """One source before it is parsed: `document_id` comes from `source`, `revision` from its bytes.
+
+    `part` is the range of bytes in the file that holds the document, None for a file that is one document; `title` is
+    the one given beside the text, None where parsing finds it.
+    """
 
     document_id: str
     source: str
@@ -29,6 +33,8 @@ class Document:
     media_type: str
     acl: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    part: Span | None = None
+    title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
