@@ -23,12 +23,19 @@ class Generator(LLMServer):  # type: ignore[misc]  # ray ships no types for it
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, llm_config: LLMConfig, *, checks: list[FormatCheck], health_timeout_s: float
     ) -> None:
+        if llm_config.model_loading_config.model_source.startswith("/"):
+            # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
+            llm_config.get_or_create_callback().ctx.run_init_node = False
         await super().__init__(llm_config)
         self._health_timeout_s = health_timeout_s
         await self._check_number_format(checks)
         # The first request imports vLLM's protocol for seconds, on the event loop: better before there is any other.
         async for _ in self.generate([Message("user", "Hello")], max_tokens=1, temperature=0.0):
             continue
+
+    async def _start_engine(self) -> None:
+        """As Ray's own, less the usage report: that starts an actor which stays, and makes this one wait for it."""
+        await self.engine.start()
 
     async def generate(
         self, messages: list[Message], *, max_tokens: int, temperature: float

@@ -42,4 +42,4 @@ if [ ! -f .venv/ready ] || [ "$(cat .venv/ready)" != "$want" ]; then
     || { tail -n 3 build/setup.log >&2; fail "installing the project itself failed; the whole log is build/setup.log"; }
   echo "$want" > .venv/ready
 fi
-exec .venv/bin/python -m rag.models --quiet
+TQDM_DISABLE=1 exec .venv/bin/python -m rag.models --quiet

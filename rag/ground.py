@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import numpy as np
 
 from rag.claims import Claims, Terms, contradiction, read_claims
 from rag.config import GroundingSettings
 from rag.extract import asks, extract_answer, question_relevance
+from rag.quantities import is_backed
 from rag.quotes import (
     Evidence,
     EvidenceSentence,
@@ -83,9 +85,10 @@ def ground_sentence(
     """The sentence with the quote that supports it best, or without one.
 
     A quote is one sentence of a passage, or two adjacent ones where that supports clearly better. Support is the mean
-    of similarity and lexical coverage; a quote that breaks a hard rule of `claims.contradiction` is none, nor is one
-    that asks. Below `settings.min_support` the sentence is unsupported. Markers in the sentence, and how well a quote
-    answers the question, decide near ties; else ties go to the earlier passage and sentence.
+    of similarity and lexical coverage; below `settings.min_support` the sentence is unsupported. No quote is one that
+    breaks a hard rule of `claims.contradiction`, one that asks, and a pair of which one sentence lends the number and
+    the other what is said of it. Markers in the sentence, and how well a quote answers the question, decide near ties;
+    else ties go to the earlier passage and sentence.
     """
     hinted = markers_in(sentence)
     text = strip_markers(sentence)
@@ -106,7 +109,7 @@ def ground_sentence(
         label = f"{passage.hit.title}\n{passage.hit.chunk.heading}"
         around = evidence.terms[group[0].passage]
         broken = contradiction(claims, _joined(group, quote), evidence.question, label, around)
-        if not broken and not asks(quote.text):
+        if not broken and not asks(quote.text) and not _swaps_number(claims, group, evidence.question):
             return Grounded(text, quote, support, relevant)
     return Grounded(text, None)
 
@@ -208,6 +211,18 @@ def _joined(group: tuple[EvidenceSentence, ...], quote: Quote) -> Claims:
         first.names | last.names,
         first.nouns | last.nouns,
         first.clauses + last.clauses,
+    )
+
+
+def _swaps_number(claims: Claims, group: tuple[EvidenceSentence, ...], question: Claims) -> bool:
+    """Whether a number stands in one sentence of a pair only, while the other says more of the claim with its own."""
+    if len(group) == 1:
+        return False
+    return any(
+        any(is_backed(number, lender.claims.mentioned - other.claims.mentioned) for number in claims.numbers)
+        and not all(is_backed(number, claims.numbers | question.mentioned) for number in other.claims.numbers)
+        and _coverage(claims, other.claims.terms) > _coverage(claims, lender.claims.terms)
+        for lender, other in permutations(group)
     )
 
 

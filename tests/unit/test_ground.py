@@ -74,6 +74,22 @@ def test_the_quote_is_the_verbatim_sentence_that_says_it() -> None:
     assert 0.7 <= grounded.support <= 1.0
 
 
+def test_a_pair_of_sentences_does_not_lend_a_number_to_what_the_other_sentence_says() -> None:
+    codes = evidence_of(
+        "A 503 response carries a Retry-After header with the number of seconds to wait. "
+        "The status code 504 means that the deadline of the request passed before an answer was ready.",
+        question="Which status code means that the deadline of the request passed?",
+    )
+    assert quoted(ground("The status code 503 means that the deadline of the request passed.", codes)) is None
+    assert quoted(ground("The status code 504 means that the deadline of the request passed.", codes)) is not None
+
+
+def test_a_sentence_may_take_a_number_from_each_of_two_sentences() -> None:
+    limits = evidence_of("A question has at most 4000 characters. A body has at most 12 lines.")
+    both = ground("A question has at most 4000 characters and a body has at most 12 lines.", limits)
+    assert quoted(both) == "A question has at most 4000 characters. A body has at most 12 lines."
+
+
 @pytest.mark.parametrize(
     "sentence",
     [
