@@ -40,7 +40,7 @@ class Generator(LLMServer):  # type: ignore[misc]  # ray ships no types for it
     async def generate(
         self, messages: list[Message], *, max_tokens: int, temperature: float
     ) -> AsyncIterator[GeneratedText]:
-        """Pieces of text as they are written; the last carries `finish_reason` and `usage`.
+        """Pieces of text as they are written, each with the `usage` so far; the last carries `finish_reason`.
 
         Closing the iterator, or cancelling its caller, aborts the request in the engine.
         """
@@ -52,7 +52,8 @@ class Generator(LLMServer):  # type: ignore[misc]  # ray ships no types for it
             max_completion_tokens=max_tokens,
             temperature=temperature,
             stream=True,
-            stream_options={"include_usage": True},
+            # With every piece, since whoever has enough closes the stream before its end.
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
             # A reasoning model's thoughts would take the answer's tokens; templates without this switch ignore it.
             chat_template_kwargs={"enable_thinking": False},
         )
@@ -63,13 +64,14 @@ class Generator(LLMServer):  # type: ignore[misc]  # ray ships no types for it
                     chunk = _event_json(event)
                     if chunk is None:
                         continue
+                    text = ""
                     for choice in chunk["choices"]:
                         finish_reason = choice.get("finish_reason") or finish_reason
-                        if text := choice["delta"].get("content"):
-                            yield GeneratedText(text)
-                    if usage := chunk.get("usage"):
-                        tokens = Usage(usage["prompt_tokens"], usage.get("completion_tokens", 0))
-                        yield GeneratedText("", finish_reason, tokens)
+                        text += choice["delta"].get("content") or ""
+                    usage = chunk["usage"]
+                    yield GeneratedText(
+                        text, finish_reason, Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0)
+                    )
         except VLLMError as error:
             # vLLM's own classes stay here: a caller would import vLLM, for seconds, to unpickle one.
             raise StageError("generate", f"{type(error).__name__}: {error}") from None

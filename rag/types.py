@@ -267,7 +267,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """A piece of the LLM's text; the last piece carries `finish_reason` and `usage`."""
+    """A piece of the LLM's text; `usage` is that of the request so far. The last piece carries both others."""
 
     text: str
     finish_reason: str | None = None

@@ -189,7 +189,7 @@ def make_settings(reader: str = "strong", **overrides: Any) -> Settings:
         "embedder": {"languages": None},
         "reranker": {"languages": None, "calibration": None, "blend": 1.0},
         "evidence": {"min_rerank": 0.4},
-        "grounding": {"reader": reader, "max_score_gap": 0.3 if reader == "weak" else None},
+        "grounding": {"reader": reader, "max_score_gap": 0.3 if reader == "weak" else None, "max_sentences": None},
     }
     for name, given in overrides.items():
         groups[name] = {**groups.get(name, {}), **given}

@@ -13,7 +13,7 @@ from rag.errors import (
     StageError,
 )
 from rag.pipeline import ABSTENTION, Done, Retrieved, Token, answer, stream_answer
-from rag.types import GeneratedText, Message, Question
+from rag.types import GeneratedText, Message, Question, Usage
 from tests.pipeline_checks import answer_of, events_of
 from tests.pipeline_fakes import (
     DOCUMENTS,
@@ -88,6 +88,16 @@ async def test_the_pieces_that_the_llm_writes_in_make_no_difference(script: list
     given = await answer_of(PORT, make_steps(ScriptedLLM([*script, FINISHED])), make_settings())
     assert given.answer == f"{RIGHT} [1] {SECOND} [1]"
     assert [citation.quote for citation in given.citations] == [RIGHT, SECOND]
+
+
+async def test_the_llm_is_stopped_after_as_many_supported_sentences_as_are_wanted() -> None:
+    sofar = GeneratedText(f"{WRONG} {RIGHT} {SECOND} ", usage=Usage(100, 12))
+    llm = ScriptedLLM([sofar, 30.0, FINISHED])
+    async with asyncio.timeout(5):
+        given = await answer_of(PORT, make_steps(llm), make_settings("weak", grounding={"max_sentences": 1}))
+    assert given.answer == f"{RIGHT} [1]"
+    assert given.usage == Usage(100, 12)
+    assert llm.closed == 1
 
 
 async def test_unsupported_sentences_of_a_strong_reader_are_kept_and_marked() -> None:
