@@ -39,5 +39,5 @@ eval: setup ## the evaluations; reports under build/
 	@mkdir -p build && set -o pipefail && $(PY) -m eval.examples | tee build/eval.txt
 
 lock:  ## resolve infra/locks/cpu.lock anew (needs uv; torch 2.13.0+cpu on an index or in UV_FIND_LINKS)
-	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --python-version 3.11 \
+	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --extra ocr --python-version 3.11 \
 	  --override infra/locks/overrides.txt --generate-hashes --no-header --no-emit-find-links -o infra/locks/cpu.lock
