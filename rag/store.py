@@ -20,7 +20,7 @@ from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 from pymilvus.exceptions import DataNotMatchException, DataTypeNotMatchException, ParamError
 
 from rag.errors import InputError, RagError, StoreUnavailableError, UnknownCollectionError
-from rag.filters import Equals, Filter, compile_filter, compile_filter_after
+from rag.filters import And, Equals, Filter, compile_filter, compile_filter_after
 from rag.store_rows import (
     CHUNK_COLUMNS,
     DOCUMENT_COLUMNS,
@@ -157,6 +157,11 @@ class MilvusStore:
         """The complete documents, by source, ties by id. Complete is one whose chunk 0, published last, is there."""
         found = [decode_document(row) for row in self._rows(collection, Equals("ordinal", 0), DOCUMENT_COLUMNS)]
         return sorted(found, key=lambda document: (document.source, document.document_id))
+
+    def stored_rows(self, collection: str) -> Iterator[tuple[StoredDocument, int]]:
+        """Every row in the order of chunk ids: what it says of its document, and its ordinal."""
+        for row in self._rows(collection, And(()), [*DOCUMENT_COLUMNS, "ordinal"]):
+            yield decode_document(row), int(row["ordinal"])
 
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:
         """The document's chunks by ordinal; empty when it is not there."""

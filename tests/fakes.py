@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,11 @@ class InMemoryStore:
         self.fingerprint(collection)
         found = [_document(row) for row in self._rows[collection].values() if row.chunk.ordinal == 0]
         return sorted(found, key=lambda document: (document.source, document.document_id))
+
+    def stored_rows(self, collection: str) -> Iterator[tuple[StoredDocument, int]]:
+        self.fingerprint(collection)
+        for _, row in sorted(self._rows[collection].items()):
+            yield _document(row), row.chunk.ordinal
 
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:
         self.fingerprint(collection)
