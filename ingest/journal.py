@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ingest.journal_file import failures_of, open_file, take_lock
+from rag.config import Settings
 from rag.filters import from_column, to_column
-from rag.types import StoredDocument
+from rag.types import Chunk, StoredDocument
 
 _PAGE_ROWS = 1_000
 
@@ -139,8 +140,8 @@ class Journal:
             database.commit()
         return Disagreement(unknown, missing)
 
-    def load_rows(self, rows: Iterable[tuple[StoredDocument, int]]) -> list[tuple[str, str]]:
-        """Takes every row of the store, with its ordinal; for a journal that is not trusted, after `load_store`.
+    def load_rows(self, rows: Iterable[tuple[Chunk, StoredDocument]]) -> list[tuple[str, str]]:
+        """Takes every row of the store; for a journal that is not trusted, after `load_store`.
 
         A revision with rows that are missing or of several attempts becomes an unfinished one, with the access list
         and metadata of its latest row. The result is (document_id, revision) of complete revisions to be removed, as
@@ -149,7 +150,7 @@ class Journal:
         of_this_run = "SELECT document_id, revision FROM broken"
         with self._access() as database:
             database.execute("DELETE FROM rows")
-            values = ((*_columns(document), ordinal) for document, ordinal in rows)
+            values = ((*_columns(document), chunk.ordinal) for chunk, document in rows)
             database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             database.execute("DELETE FROM broken")
             database.execute(
@@ -313,14 +314,15 @@ class Journal:
 
 
 @contextmanager
-def open_journal(data_dir: Path, store: str, collection: str, say: Callable[[str], None]) -> Iterator[Journal]:
-    """The journal of a store's collection, for one process at a time; `store` is its URI or any name for it.
+def open_journal(settings: Settings, collection: str, say: Callable[[str], None]) -> Iterator[Journal]:
+    """The journal of a collection of the settings' store, for one process at a time.
 
     While another process has it, this one says so and waits. The system frees it when its process ends, however it
     ends; the journal does not guard against ingesting one collection from two data directories. Raises SettingsError.
     """
+    store = settings.store.uri or "embedded"  # whose port may change
     identity = blake2b(json.dumps([store, collection]).encode(), digest_size=16).hexdigest()
-    path = data_dir.absolute() / "journal" / f"{identity}.sqlite"
+    path = settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
     with failures_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)

@@ -172,7 +172,7 @@ class _Run:
                 reason = f"this run took a document of that name from {other}; rename or remove one"
                 self._fail(document, reason, _bytes_of(document, path))
             else:
-                self.take_document(document, path)
+                self.take_document(document, path, keep_metadata=not metadata)
         if whole:
             self.read_whole.add(path)
         self.files += 1
@@ -184,14 +184,14 @@ class _Run:
             if isinstance(document, Failure) or self.journal.unfinished(document.document_id) is None:
                 continue
             if self.journal.mark_seen(document.document_id, path.as_posix()) is None:
-                self.take_document(document, path)
+                self.take_document(document, path, keep_metadata=True)
 
-    def take_document(self, document: Document, path: Path) -> None:
+    def take_document(self, document: Document, path: Path, *, keep_metadata: bool) -> None:
         origin, size = path.as_posix(), _bytes_of(document, path)
         known = self.journal.recorded(document.document_id)
         pending = self.journal.unfinished(document.document_id)
-        moved = self._former_place(document, known, pending)
-        document = _keep_what_is_not_given(document, pending or known or moved)
+        moved = self._former_place(document, origin, known, pending)
+        document = _keep_what_is_not_given(document, pending or known or moved, keep_metadata)
         if known and _is_same(document, known) and (pending is None or pending.revision != document.revision):
             if pending is not None:  # the file is again what it was before the run that was killed
                 discard(self.publisher.store, self.publisher.collection, self.journal, pending)
@@ -254,16 +254,17 @@ class _Run:
         )
 
     def _former_place(
-        self, document: Document, known: Recorded | None, pending: Unfinished | None
+        self, document: Document, origin: str, known: Recorded | None, pending: Unfinished | None
     ) -> Recorded | Unfinished | None:
-        """The document of the same bytes whose file is gone and whose place this one takes."""
+        """The document of the same bytes whose file is gone and whose place this one takes; both are whole files."""
         if pending is not None:
             chosen = self.journal.latest(pending.moved_from) if pending.moved_from is not None else None
             return chosen if chosen is not None and is_gone(chosen.origin) else None
-        if known is not None:
+        if known is not None or document.source != origin:
             return None
         for candidate in self.journal.find_moved(document.revision):
-            if candidate.document_id not in self.places_taken and is_gone(candidate.origin):
+            whole = candidate.source == candidate.origin
+            if whole and candidate.document_id not in self.places_taken and is_gone(candidate.origin):
                 self.places_taken.add(candidate.document_id)
                 return candidate
         return None
@@ -313,11 +314,14 @@ def _chunks(parsed: ParsedDocument, settings: Settings, count_tokens: CountToken
     return chunks
 
 
-def _keep_what_is_not_given(document: Document, before: Recorded | Unfinished | None) -> Document:
-    """The document with the former access list and metadata where the caller gave none."""
+def _keep_what_is_not_given(document: Document, before: Recorded | Unfinished | None, keep_metadata: bool) -> Document:
+    """The document with the former access list where the caller gave none, and the former metadata with
+    `keep_metadata`, unless it is a row that changed: a row has metadata of its own."""
     if before is None:
         return document
-    return replace(document, acl=document.acl or before.acl, metadata=document.metadata or before.metadata)
+    keep_metadata = keep_metadata and (document.part is None or document.revision == before.revision)
+    metadata = before.metadata if keep_metadata else document.metadata
+    return replace(document, acl=document.acl or before.acl, metadata=metadata)
 
 
 def _is_same(document: Document, before: Recorded | Unfinished) -> bool:

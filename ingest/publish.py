@@ -33,8 +33,8 @@ class ChunkStore(Protocol):
     def stored_documents(self, collection: str) -> Iterable[StoredDocument]:
         """One entry for each revision whose chunk of ordinal 0 is there."""
 
-    def stored_rows(self, collection: str) -> Iterable[tuple[StoredDocument, int]]:
-        """Every row: what it says of its document, and its ordinal."""
+    def every_chunk(self, collection: str) -> Iterable[tuple[Chunk, StoredDocument]]:
+        """Every row: a chunk, and what the row says of its document."""
 
     def chunks(self, collection: str, document_id: str) -> Sequence[Chunk]:
         """The document's chunks of every revision."""

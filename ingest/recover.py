@@ -21,7 +21,7 @@ def reconcile(store: ChunkStore, collection: str, journal: Journal, say: Callabl
     if disagreement.missing:
         say(f"the store no longer holds {disagreement.missing} documents that the journal lists; the journal follows")
     if not journal.trusted or disagreement.unknown:
-        superseded = journal.load_rows(store.stored_rows(collection))
+        superseded = journal.load_rows(store.every_chunk(collection))
         for document_id, revision in superseded:
             store.delete(collection, And((Equals("document_id", document_id), Equals("revision", revision))))
         documents, broken = journal.trust(superseded), len(journal.all_unfinished())

@@ -97,11 +97,10 @@ def run_ingest(
     fingerprint = index_fingerprint(settings)
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
     display = _Display(say)
-    where = settings.store.uri or "embedded"  # whose port may change
     try:
         with (
             open_store(settings, fingerprint) as store,
-            open_journal(settings.data_dir, where, collection, say) as journal,
+            open_journal(settings, collection, say) as journal,
         ):
             return ingest_documents(
                 paths,

@@ -158,15 +158,16 @@ class MilvusStore:
         found = [decode_document(row) for row in self._rows(collection, Equals("ordinal", 0), DOCUMENT_COLUMNS)]
         return sorted(found, key=lambda document: (document.source, document.document_id))
 
-    def stored_rows(self, collection: str) -> Iterator[tuple[StoredDocument, int]]:
-        """Every row in the order of chunk ids: what it says of its document, and its ordinal."""
-        for row in self._rows(collection, And(()), [*DOCUMENT_COLUMNS, "ordinal"]):
-            yield decode_document(row), int(row["ordinal"])
-
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:
         """The document's chunks by ordinal; empty when it is not there."""
         found = [decode_chunk(row) for row in self._rows(collection, Equals("document_id", document_id), CHUNK_COLUMNS)]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
+
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        """All chunks, each with its document's facts, in the order of chunk ids; memory holds a page of them."""
+        columns = list(dict.fromkeys((*CHUNK_COLUMNS, *DOCUMENT_COLUMNS)))
+        for row in self._rows(collection, And(()), columns):
+            yield decode_chunk(row), decode_document(row)
 
     # --- searching ---
 

@@ -109,15 +109,15 @@ class InMemoryStore:
         found = [_document(row) for row in self._rows[collection].values() if row.chunk.ordinal == 0]
         return sorted(found, key=lambda document: (document.source, document.document_id))
 
-    def stored_rows(self, collection: str) -> Iterator[tuple[StoredDocument, int]]:
-        self.fingerprint(collection)
-        for _, row in sorted(self._rows[collection].items()):
-            yield _document(row), row.chunk.ordinal
-
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:
         self.fingerprint(collection)
         found = [row.chunk for row in self._rows[collection].values() if row.chunk.document_id == document_id]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
+
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        self.fingerprint(collection)
+        for _, row in sorted(self._rows[collection].items()):
+            yield row.chunk, _document(row)
 
     async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
         check_top_k(top_k)

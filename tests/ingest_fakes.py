@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ingest.journal import Journal, Unfinished
 from ingest.pipeline import IngestReport, ingest_documents
@@ -44,8 +47,13 @@ class Store(InMemoryStore):
         return Path(self.folder.name) / "journal.sqlite"
 
 
-def embed(texts: list[str]) -> Any:
-    return HashEmbedder().encode(texts, "passage")
+@cache
+def _embed_one(text: str) -> np.ndarray:
+    return HashEmbedder().encode([text], "passage")[0]
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    return np.stack([_embed_one(text) for text in texts])
 
 
 def ingest(store: Any, *paths: Path | str, settings: Settings | None = None, **options: Any) -> IngestReport:
