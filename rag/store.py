@@ -20,7 +20,7 @@ from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 from pymilvus.exceptions import DataNotMatchException, DataTypeNotMatchException, ParamError
 
 from rag.errors import InputError, RagError, StoreUnavailableError, UnknownCollectionError
-from rag.filters import Equals, Filter, compile_filter, compile_filter_after
+from rag.filters import And, Equals, Filter, compile_filter, compile_filter_after
 from rag.store_rows import (
     CHUNK_COLUMNS,
     DOCUMENT_COLUMNS,
@@ -162,6 +162,12 @@ class MilvusStore:
         """The document's chunks by ordinal; empty when it is not there."""
         found = [decode_chunk(row) for row in self._rows(collection, Equals("document_id", document_id), CHUNK_COLUMNS)]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
+
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        """All chunks, each with its document's facts, in the order of chunk ids; memory holds a page of them."""
+        columns = list(dict.fromkeys((*CHUNK_COLUMNS, *DOCUMENT_COLUMNS)))
+        for row in self._rows(collection, And(()), columns):
+            yield decode_chunk(row), decode_document(row)
 
     # --- searching ---
 
