@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingest.assemble import assemble_markdown
 from ingest.chunk import chunk_document, embedding_text, splitter_name
 from ingest.load import HTML, MARKDOWN, PDF, TEXT
-from ingest.parse_markdown import parse_markdown
+from ingest.read_markdown import read
 from rag.config import ChunkSettings
 from rag.types import Chunk, Document, Page, ParsedDocument
 
@@ -52,7 +53,7 @@ def paged(texts: list[str]) -> ParsedDocument:
 
 
 def markdown(text: str, revision: str = "r1") -> ParsedDocument:
-    return parse_markdown(text, document(revision=revision))
+    return assemble_markdown(list(read({"text": text})), document(revision=revision), text)
 
 
 def texts_of(chunks: list[Chunk]) -> list[str]:
