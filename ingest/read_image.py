@@ -22,6 +22,12 @@ def read_image(path: str, page_index: int, password: str, languages: str, cpu_s:
         import pytesseract
     except ImportError as error:
         raise RefusedError("ocr", str(error)) from error
+    try:
+        missing = set(languages.split("+")) - set(pytesseract.get_languages())  # tesseract would go on without them
+    except pytesseract.TesseractNotFoundError as error:
+        raise RefusedError("ocr", "there is no program `tesseract`") from error
+    if missing:
+        raise RefusedError("ocr", f"tesseract lacks the languages: {', '.join(sorted(missing))}")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + cpu_s, hard))
@@ -30,12 +36,5 @@ def read_image(path: str, page_index: int, password: str, languages: str, cpu_s:
         width, height = page.get_size()
         fits = (_MAX_PIXELS / max(width * height, 1)) ** 0.5
         image = page.render(scale=min(_DOTS_PER_INCH / _POINTS_PER_INCH, fits), grayscale=True).to_pil()
-    try:
-        text: str = pytesseract.image_to_string(image, lang=languages, timeout=cpu_s)
-    except pytesseract.TesseractNotFoundError as error:
-        raise RefusedError("ocr", "there is no program `tesseract`") from error
-    except pytesseract.TesseractError as error:
-        if "language" in error.message or "tessdata" in error.message:
-            raise RefusedError("ocr", f"tesseract has not all of the languages {languages}") from error
-        raise
+    text: str = pytesseract.image_to_string(image, lang=languages, timeout=cpu_s)
     return text

@@ -42,8 +42,9 @@ def find_rows(path: Path, max_row_bytes: int) -> Iterator[tuple[int, Span, bytes
             number += 1
             raw = line.rstrip(b"\r\n")
             size = len(raw)
-            if size > max_row_bytes:
-                size, raw = len(line) + (0 if line.endswith(b"\n") else _skip_line(file)), b""
+            cut = not line.endswith(b"\n") and len(line) == max_row_bytes + 2
+            if cut or size > max_row_bytes:
+                size, raw = len(line) + (_skip_line(file) if cut else 0), b""
             if raw.strip() or size > max_row_bytes:
                 yield number, (start, start + size), raw
             start = file.tell()

@@ -182,7 +182,8 @@ def test_a_file_that_cannot_be_used_is_one_failure(tmp_path: Path) -> None:
         assert (failure.source, reason in failure.reason) == (str(path), True)
 
 
-rows = st.lists(st.one_of(st.binary(max_size=12), st.sampled_from([b"", b" ", b"{}", b"x" * 9])), max_size=12)
+row_bytes = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"r"))  # a line end's only
+rows = st.lists(st.one_of(row_bytes, st.sampled_from([b"", b" ", b"{}", b"x" * 9])), max_size=12)
 
 
 @given(
