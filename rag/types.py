@@ -64,8 +64,8 @@ class Heading:
 class ParsedDocument:
     """A document's text. The document's text is its pages' texts, joined without anything between.
 
-    It is stored only in chunks: parsing the same revision again gives the same text, in which a quote's surroundings
-    can be shown.
+    It is stored only in chunks: parsing the same revision again, with the same settings, gives the same text, in which
+    a quote's surroundings can be shown.
     """
 
     document: Document
