@@ -43,7 +43,7 @@ def parse_document(document: Document, limits: IngestSettings, path: Path | None
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
     _refuse_change(document, revision_of(raw))
-    text = decode_text(raw, declared=_declared_encoding(raw) if document.media_type == HTML else None)
+    text = decode_html(raw) if document.media_type == HTML else decode_text(raw)
     _refuse_length(text, limits)
     if document.media_type == HTML:
         return assemble_blocks(read_isolated("html", {"text": text}, limits), document)
@@ -85,6 +85,11 @@ def _refuse_length(text: str, limits: IngestSettings) -> None:
             f"it has {len(text):,} characters, more than the {limits.max_chars:,} allowed; "
             "split it, or raise the setting ingest.max_chars (RAG_INGEST__MAX_CHARS)"
         )
+
+
+def decode_html(raw: bytes) -> str:
+    """As `decode_text`, with the encoding that the page declares."""
+    return decode_text(raw, declared=_declared_encoding(raw))
 
 
 def decode_text(raw: bytes, declared: str | None = None) -> str:
