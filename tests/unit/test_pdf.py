@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from pypdf import PdfReader, PdfWriter
+from pypdf.annotations import FreeText
 from pypdf.generic import DecodedStreamObject, NameObject
 from reportlab.lib.pagesizes import A4
 from reportlab.pdfgen.canvas import Canvas
@@ -188,6 +189,19 @@ def test_a_page_is_called_by_its_label_too(tmp_path: Path) -> None:
     parsed = parse(tmp_path, rewrite(make_pdf(PAGES), label))
     assert [(page.number, page.label) for page in parsed.pages] == [(1, "i"), (2, "ii"), (3, None)]
     assert [page.label for page in parse(tmp_path, make_pdf(PAGES)).pages] == [None] * 3
+
+
+def test_filled_form_fields_and_notes_on_a_page_are_read(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    canvas = Canvas(file, pagesize=A4)
+    canvas.drawString(72, 700, "Name:")
+    canvas.acroForm.textfield(name="name", value="Kim", x=72, y=600)
+    canvas.acroForm.textfield(name="secret", value="hunter2", x=72, y=500, fieldFlags="password")
+    canvas.acroForm.checkbox(name="agree", x=72, y=400, checked=True)
+    canvas.save()
+    note = FreeText(text="한글 note", rect=(72, 300, 200, 320))
+    raw = rewrite(file.getvalue(), lambda writer: writer.add_annotation(0, note))
+    assert parse(tmp_path, raw).text == "Name:\nKim\n한글 note\n"
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
