@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +21,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from rag.errors import SettingsError
+from rag.filter_language import BUILTIN_FIELDS, KEYWORDS
+from rag.filters import FIELD_NAME, FieldKind
 from rag.language import Language
 from rag.profiles import PROFILES
 
@@ -48,12 +51,27 @@ class EmbedderSettings(_Step):
 
 
 class StoreSettings(_Step):
-    """Milvus. Without `uri` the embedded one is started in the data directory when needed."""
+    """Milvus. Without `uri` the embedded one is started in the data directory when needed.
+
+    `metadata_fields` are those of the documents' metadata that a filter may name, with what each holds.
+    """
 
     uri: str | None = None
     token: SecretStr | None = None
     timeout_s: float = Field(10.0, gt=0)
     start_timeout_s: float = Field(30.0, gt=0, description="how long the embedded server may take to start")
+    metadata_fields: Mapping[str, FieldKind] = {"lang": "text", "author": "text", "year": "integer", "tags": "list"}
+
+    @field_validator("metadata_fields")
+    @classmethod
+    def _can_be_named(cls, fields: Mapping[str, FieldKind]) -> Mapping[str, FieldKind]:
+        for name in fields:
+            if not FIELD_NAME.fullmatch(name) or name in KEYWORDS or name in BUILTIN_FIELDS:
+                raise ValueError(
+                    f"{name!r} cannot name a field: start with a letter or underscore, then letters, digits and "
+                    f"underscores, 64 at most; {', '.join([*BUILTIN_FIELDS, *sorted(KEYWORDS)])} are taken"
+                )
+        return fields
 
 
 class ChunkSettings(_Step):
@@ -198,6 +216,7 @@ class ServeSettings(_Step):
     max_inflight: int = Field(16, ge=1, description="questions worked on at once")
     max_queued: int = Field(32, ge=0, description="questions waiting beyond those; more are refused with 503")
     max_body_bytes: int = Field(1 * MIB, ge=1024)
+    anonymous_groups: tuple[str, ...] = Field((), description="whose documents a caller without a key may see")
     logical_cpus: int = Field(8, ge=1, description="what Ray counts as this machine's CPUs when it is started here")
     object_store_bytes: int = Field(256 * MIB, ge=78 * MIB)
     orchestrator: StageServing = StageServing()
