@@ -11,18 +11,27 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from rag.errors import SettingsError
-from rag.filter_language import BUILTIN_FIELDS, KEYWORDS
-from rag.filters import FIELD_NAME, FieldKind
+from rag.filter_language import METADATA_FIELDS, check_field_names
+from rag.filters import FieldKind
 from rag.language import Language
 from rag.profiles import PROFILES
 
@@ -51,27 +60,13 @@ class EmbedderSettings(_Step):
 
 
 class StoreSettings(_Step):
-    """Milvus. Without `uri` the embedded one is started in the data directory when needed.
-
-    `metadata_fields` are those of the documents' metadata that a filter may name, with what each holds.
-    """
+    """Milvus; without `uri` the embedded one. `metadata_fields`: what a filter may name, with what each holds."""
 
     uri: str | None = None
     token: SecretStr | None = None
     timeout_s: float = Field(10.0, gt=0)
     start_timeout_s: float = Field(30.0, gt=0, description="how long the embedded server may take to start")
-    metadata_fields: Mapping[str, FieldKind] = {"lang": "text", "author": "text", "year": "integer", "tags": "list"}
-
-    @field_validator("metadata_fields")
-    @classmethod
-    def _can_be_named(cls, fields: Mapping[str, FieldKind]) -> Mapping[str, FieldKind]:
-        for name in fields:
-            if not FIELD_NAME.fullmatch(name) or name in KEYWORDS or name in BUILTIN_FIELDS:
-                raise ValueError(
-                    f"{name!r} cannot name a field: start with a letter or underscore, then letters, digits and "
-                    f"underscores, 64 at most; {', '.join([*BUILTIN_FIELDS, *sorted(KEYWORDS)])} are taken"
-                )
-        return fields
+    metadata_fields: Annotated[Mapping[str, FieldKind], AfterValidator(check_field_names)] = METADATA_FIELDS
 
 
 class ChunkSettings(_Step):

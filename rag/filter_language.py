@@ -24,6 +24,7 @@ from typing import Literal, get_args
 
 from rag.errors import FilterError
 from rag.filters import (
+    FIELD_NAME,
     INT64,
     KIND_WORDS,
     OPERATORS,
@@ -45,6 +46,7 @@ from rag.filters import (
 
 BuiltinField = Literal["source", "title", "document_id", "updated_at"]
 BUILTIN_FIELDS: tuple[BuiltinField, ...] = get_args(BuiltinField)
+METADATA_FIELDS: Mapping[str, FieldKind] = {"lang": "text", "author": "text", "year": "integer", "tags": "list"}
 KEYWORDS = frozenset({"and", "or", "not", "in", "has", "like", "true", "false", "null"})
 
 MAX_CHARS = 2_000
@@ -70,6 +72,18 @@ class _Token:
     kind: str  # word, number, sign, text or end
     text: str
     column: int  # from 1
+
+
+def check_field_names(fields: Mapping[str, FieldKind]) -> Mapping[str, FieldKind]:
+    """The same declarations. Raises ValueError for a name that no expression could use."""
+    for name in fields:
+        if not FIELD_NAME.fullmatch(name) or name in KEYWORDS or name in BUILTIN_FIELDS:
+            taken = ", ".join([*BUILTIN_FIELDS, *sorted(KEYWORDS)])
+            raise ValueError(
+                f"{name!r} cannot name a field: start with a letter or underscore, then letters, digits and "
+                f"underscores, 64 at most; taken are: {taken}"
+            )
+    return fields
 
 
 def parse_filter(expression: str, fields: Mapping[str, FieldKind]) -> Filter:
@@ -209,7 +223,9 @@ class _Parser:
             case "text", "text":
                 return "".join(character for character, _ in _characters(token))
             case (("integer" | "number"), "number") if len(token.text) > MAX_DIGITS:
-                raise self.mistake(f"this number has {len(token.text)} characters; at most {MAX_DIGITS} are taken", token)
+                raise self.mistake(
+                    f"this number has {len(token.text)} characters; at most {MAX_DIGITS} are taken", token
+                )
             case (("integer" | "number"), "number") if "." not in token.text:
                 number = int(token.text)
                 if number not in INT64:
@@ -231,7 +247,9 @@ class _Parser:
             characters[int(first) : len(characters) - int(last)] if len(characters) > 1 else characters[int(first) :]
         )
         if ("%", False) in inner:
-            raise self.mistake("a pattern may have % at its start, at its end or at both; write \\% for a percent sign", token)
+            raise self.mistake(
+                "a pattern may have % at its start, at its end or at both; write \\% for a percent sign", token
+            )
         text = "".join(character for character, _ in inner)
         if not first and not last:
             return Equals(column, text)

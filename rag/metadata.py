@@ -9,6 +9,7 @@ from typing import Any
 from rag.errors import InputError
 from rag.filters import KIND_WORDS, FieldKind
 
+
 def read_metadata(pairs: Iterable[tuple[str, str]], fields: Mapping[str, FieldKind]) -> dict[str, Any]:
     """Metadata from names and texts, as a command line has them; a name that is not declared holds text.
 
@@ -32,7 +33,9 @@ def check_metadata(metadata: Mapping[str, Any], fields: Mapping[str, FieldKind])
     for name, value in metadata.items():
         kind = fields.get(name)
         if kind is not None and not _holds(value, kind):
-            raise InputError(f"metadata {name} is {_short(value)}; it must be {KIND_WORDS[kind]} (store.metadata_fields)")
+            raise InputError(
+                f"metadata {name} is {_short(value)}; it must be {KIND_WORDS[kind]} (store.metadata_fields)"
+            )
 
 
 def _read(name: str, text: str, kind: FieldKind) -> Any:

@@ -18,7 +18,18 @@ from rag.analyze import analyze, terms
 from rag.config import Settings
 from rag.errors import StageError
 from rag.filters import Filter
-from rag.types import Chunk, GeneratedText, Groups, IndexFingerprint, Message, SearchResult, Span, StoredChunk, TextKind, Usage
+from rag.types import (
+    Chunk,
+    GeneratedText,
+    Groups,
+    IndexFingerprint,
+    Message,
+    SearchResult,
+    Span,
+    StoredChunk,
+    TextKind,
+    Usage,
+)
 from tests.fakes import HashEmbedder, InMemoryStore
 
 DOCUMENTS = {
