@@ -211,6 +211,13 @@ def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:
     assert len(store.stored_documents(collection)) == 1500
 
 
+def nested(levels: int) -> dict[str, object]:
+    inner: dict[str, object] = {}
+    for _ in range(levels):
+        inner = {"x": inner}
+    return inner
+
+
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
@@ -221,8 +228,9 @@ def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:
         (row('a"b'), "chunk id"),
         (row("a", acl=("g",) * 5000), "acl has 5000 entries"),
         (row("a", metadata={"x": object()}), "metadata is not JSON"),
+        (row("a", metadata=nested(2_000)), "metadata is nested too deeply"),
     ],
-    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata"],
+    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata", "nested"],
 )
 def test_a_chunk_that_cannot_be_stored_is_named_and_nothing_is_written(
     store: Store, collection: str, bad: StoredChunk, told: str
