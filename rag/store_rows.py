@@ -264,10 +264,8 @@ def _json_object(text: str) -> dict[str, Any]:
 def _json_column(row: StoredChunk) -> Any:
     try:
         return to_json_column(dict(row.metadata))
-    except RecursionError as error:
-        raise InputError(
-            f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata is nested too deeply; make it flat"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata: {error}") from error
 
 
 def _check_fit(columns: Mapping[str, Any]) -> None:
