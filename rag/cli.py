@@ -54,6 +54,9 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return config(profile(command))
 
 
+_filter_option = click.option(
+    "--filter", "expression", metavar="EXPR", help="""Only documents that it means, as: lang == "ko" and year >= 2024"""
+)
 _url_option = click.option("--url", help="The service.  [default: http://127.0.0.1:8000, or as the settings say]")
 
 
@@ -132,7 +135,7 @@ def _interrupt(*_: object) -> None:
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--collection", default="default", show_default=True)
 @click.option("--acl", multiple=True, metavar="GROUP", help="Groups that may see the documents.")
-@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document.")
+@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document; a list by its name again.")
 @click.option("--prune", is_flag=True, help="Remove documents whose file is gone from the folders given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -147,15 +150,17 @@ def ingest(
     as_json: bool,
 ) -> None:
     """Read files, folders and globs into a collection."""
-    pairs = dict(_pair(one) for one in metadata)
+    pairs = [_pair(one) for one in metadata]
     from ingest.run import run_ingest
+    from rag.metadata import read_metadata
 
+    settings = _settings(context)
     report = run_ingest(
-        _settings(context),
+        settings,
         paths,
         collection=collection,
         acl=acl,
-        metadata=pairs,
+        metadata=read_metadata(pairs, settings.store.metadata_fields),
         prune=prune,
         say=_say,
     )
@@ -183,7 +188,7 @@ def _pair(text: str) -> tuple[str, str]:
 @_settings_options
 @click.argument("question")
 @click.option("--collection", default="default", show_default=True)
-@click.option("--filter", "expression", help="Filter expression.")
+@_filter_option
 @_url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
@@ -223,15 +228,25 @@ def _show_citations(response: dict[str, Any]) -> None:
 @click.argument("query")
 @click.option("--top-k", type=click.IntRange(1, 200), default=10, show_default=True)
 @click.option("--collection", default="default", show_default=True)
+@_filter_option
 @_url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
 @_edge
-def search(context: click.Context, query: str, top_k: int, collection: str, url: str | None, as_json: bool) -> None:
+def search(
+    context: click.Context,
+    query: str,
+    top_k: int,
+    collection: str,
+    expression: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
     """Search only: passages, best first."""
     from rag.client import ServiceClient
 
-    found = ServiceClient(_url(context, url)).search({"query": query, "top_k": top_k, "collection": collection})
+    body = {"query": query, "top_k": top_k, "collection": collection, "filter": expression}
+    found = ServiceClient(_url(context, url)).search(body)
     if as_json:
         _print_json(found)
         return

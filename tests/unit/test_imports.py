@@ -34,12 +34,14 @@ OWNERS = {"embed", "store", "rerank", "models"}
 EVERY_STEP = {"types", "errors", "config"}
 RAG = {
     # values
-    "types": set[str](),
+    "types": {"filters"},
     "errors": set[str](),
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "language", "profiles"},
+    "config": {"errors", "language", "profiles", "filters", "filter_language"},
     "filters": set[str](),
+    "filter_language": {"errors", "filters"},
+    "metadata": {"errors", "filters"},
     "clock": {"types", "errors"},
     "batching": set[str](),
     "cpu": set[str](),
@@ -62,14 +64,14 @@ RAG = {
     "extract": EVERY_STEP | {"language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
-    "retrieve": EVERY_STEP | {"clock", "language", "fuse"},
+    "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "pipeline": EVERY_STEP
     | {"clock", "language", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     # the command
     "client": {"errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
-    "cli": {"config", "errors", "profiles", "client", "connect", "doctor", "models"},
+    "cli": {"config", "errors", "profiles", "client", "connect", "doctor", "metadata", "models"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
