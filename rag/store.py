@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -19,13 +19,13 @@ import numpy as np
 from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 from pymilvus.exceptions import DataNotMatchException, DataTypeNotMatchException, ParamError
 
-from rag.errors import InputError, RagError, StoreUnavailableError, UnknownCollectionError
+from rag.errors import InputError, RagError, StageError, StoreUnavailableError, UnknownCollectionError
 from rag.filters import Equals, Filter, compile_filter, compile_filter_after
 from rag.store_rows import (
     CHUNK_COLUMNS,
     DOCUMENT_COLUMNS,
     HIT_COLUMNS,
-    INDEXED_COLUMNS,
+    BuiltIndex,
     as_dense,
     as_lexical,
     build_indexes,
@@ -37,6 +37,7 @@ from rag.store_rows import (
     decode_document,
     decode_hit,
     encode_row,
+    has_bm25,
     is_ours,
     order_hits,
     read_description,
@@ -45,6 +46,7 @@ from rag.types import Chunk, Hit, IndexFingerprint, Scores, SearchResult, Stored
 
 # pymilvus logs a traceback for each error that it also raises.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+logger = logging.getLogger(__name__)
 
 FINGERPRINT_TTL_S = 10.0
 UPSERT_ROWS = 256  # with every text at its longest still half of the 64 MiB that Milvus takes in one message
@@ -53,6 +55,7 @@ CONSISTENCY = "Strong"  # a search sees every write that returned before it
 
 _NOT_FOUND, _BAD_PARAMETER = 100, 1_100  # Milvus' error codes
 _NO_TERMS = "NaN or Inf value"  # Milvus Lite divides by the mean length, which is 0 where no chunk has a term
+_NEEDS_BM25 = "use Milvus 2.5 or later, then make the collection anew"
 _REFUSALS = (ParamError, DataNotMatchException, DataTypeNotMatchException)
 
 # Without these Milvus may give any rows of a page, not the first ones by id.
@@ -71,7 +74,8 @@ class MilvusStore:
     """One Milvus server, reached by `uri` and `token`.
 
     With `fingerprint`, searching or writing a collection that was built otherwise raises IndexMismatchError; the check
-    is repeated every ten seconds. Every method may raise StoreUnavailableError, and those that name a collection
+    is repeated every ten seconds. A server without BM25 (Milvus before 2.5) is told in the log: collections made on it
+    have no words to search. Every method may raise StoreUnavailableError, and those that name a collection
     UnknownCollectionError. Safe to share between threads and event loops.
     """
 
@@ -88,7 +92,8 @@ class MilvusStore:
         self._token = token or ""
         self._timeout_s = timeout_s
         self._expected = fingerprint
-        self._known: dict[str, tuple[float, IndexFingerprint]] = {}
+        self._known: dict[str, tuple[float, BuiltIndex]] = {}
+        self._server_version: str | None = None
         self._client: MilvusClient | None = None
         self._client_lock = threading.Lock()
         self._async_clients: dict[asyncio.AbstractEventLoop, tuple[AsyncMilvusClient, asyncio.Lock]] = {}
@@ -104,18 +109,17 @@ class MilvusStore:
             client = self._connected()
             if not client.has_collection(name, timeout=self._timeout_s):
                 self._create(client, name, fingerprint)
-        check_fingerprint(name, self.fingerprint(name), fingerprint)
+        built = self._describe(name)
+        check_fingerprint(name, built.fingerprint, fingerprint)
         with self._failures(name):
             # A process killed while it made the collection leaves it without its indexes; both calls may be repeated.
-            if len(client.list_indexes(name, timeout=self._timeout_s)) < len(INDEXED_COLUMNS):
-                client.create_index(name, build_indexes(), timeout=self._timeout_s)
+            if len(client.list_indexes(name, timeout=self._timeout_s)) < len(built.indexed_columns):
+                client.create_index(name, build_indexes(built), timeout=self._timeout_s)
             client.load_collection(name, timeout=self._timeout_s)
 
     def fingerprint(self, name: str) -> IndexFingerprint:
         """What the collection was built with. Raises IndexMismatchError when it was not built by this program."""
-        with self._failures(name):
-            described = self._connected().describe_collection(name, timeout=self._timeout_s)
-        return self._remember(name, described["description"])
+        return self._describe(name).fingerprint
 
     def collections(self) -> list[str]:
         """The names of the collections that this program made, sorted."""
@@ -141,8 +145,8 @@ class MilvusStore:
 
         Raises InputError naming the chunk that cannot be stored, before anything is written.
         """
-        dimension = self._check(collection).dimension
-        columns = [encode_row(row, dimension) for row in {row.chunk.chunk_id: row for row in rows}.values()]
+        built = self._check(collection)
+        columns = [encode_row(row, built) for row in {row.chunk.chunk_id: row for row in rows}.values()]
         with self._failures(collection):
             client = self._connected()
             for start in range(0, len(columns), UPSERT_ROWS):
@@ -168,7 +172,7 @@ class MilvusStore:
     async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
         """At most top_k hits for a query vector (dim,), by cosine similarity, best first, ties by chunk_id."""
         check_top_k(top_k)
-        fingerprint = await self._check_async(collection)
+        fingerprint = (await self._check_async(collection)).fingerprint
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (fingerprint.dimension,):
             raise InputError(f"the query vector has shape {query.shape}; ({fingerprint.dimension},) is expected")
@@ -176,13 +180,25 @@ class MilvusStore:
         return SearchResult(tuple(as_dense(hit) for hit in hits), fingerprint.index_version)
 
     async def lexical_search(self, collection: str, analyzed_query: str, top_k: int) -> SearchResult:
-        """At most top_k hits for terms between spaces, by BM25, best first, ties by chunk_id. No terms, no hits."""
+        """At most top_k hits for terms between spaces, by BM25, best first, ties by chunk_id. No terms, no hits.
+
+        Raises StageError for a collection that was made on a server without BM25.
+        """
         check_top_k(top_k)
-        fingerprint = await self._check_async(collection)
+        built = await self._check_async(collection)
+        fingerprint = built.fingerprint
+        if not built.lexical:
+            raise StageError("lexical", f"collection {collection!r} was made on a Milvus without BM25; {_NEEDS_BM25}")
         if not analyzed_query.strip():
             return SearchResult((), fingerprint.index_version)
         hits = await self._search(collection, analyzed_query, "sparse", "BM25", top_k)
         return SearchResult(tuple(as_lexical(hit) for hit in hits), fingerprint.index_version)
+
+    def lexical_problem(self) -> str | None:
+        """Why this server cannot search by words, None when it can."""
+        with self._failures():
+            self._connected()
+        return self._find_lexical_problem()
 
     async def ping(self) -> None:
         """Raises StoreUnavailableError when Milvus does not answer."""
@@ -246,11 +262,12 @@ class MilvusStore:
             expression = compile_filter_after(where, rows[-1]["chunk_id"])
 
     def _create(self, client: MilvusClient, name: str, fingerprint: IndexFingerprint) -> None:
+        built = BuiltIndex(fingerprint, lexical=self._find_lexical_problem() is None)
         try:
             client.create_collection(
                 name,
-                schema=build_schema(fingerprint),
-                index_params=build_indexes(),
+                schema=build_schema(built),
+                index_params=build_indexes(built),
                 consistency_level=CONSISTENCY,
                 timeout=self._timeout_s,
             )
@@ -259,37 +276,58 @@ class MilvusStore:
             if not client.has_collection(name, timeout=self._timeout_s):
                 raise
 
-    def _check(self, collection: str) -> IndexFingerprint:
-        stored = self._recall(collection) or self.fingerprint(collection)
+    def _check(self, collection: str) -> BuiltIndex:
+        stored = self._recall(collection) or self._describe(collection)
         if self._expected is not None:
-            check_fingerprint(collection, stored, self._expected)
+            check_fingerprint(collection, stored.fingerprint, self._expected)
         return stored
 
-    async def _check_async(self, collection: str) -> IndexFingerprint:
+    async def _check_async(self, collection: str) -> BuiltIndex:
         stored = self._recall(collection)
         if stored is None:
             async with self._async_failures(collection) as client:
                 described = await client.describe_collection(collection, timeout=self._timeout_s)
             stored = self._remember(collection, described["description"])
         if self._expected is not None:
-            check_fingerprint(collection, stored, self._expected)
+            check_fingerprint(collection, stored.fingerprint, self._expected)
         return stored
 
-    def _recall(self, collection: str) -> IndexFingerprint | None:
+    def _describe(self, collection: str) -> BuiltIndex:
+        with self._failures(collection):
+            described = self._connected().describe_collection(collection, timeout=self._timeout_s)
+        return self._remember(collection, described["description"])
+
+    def _recall(self, collection: str) -> BuiltIndex | None:
         read_at, stored = self._known.get(collection, (-FINGERPRINT_TTL_S, None))
         return stored if time.monotonic() - read_at < FINGERPRINT_TTL_S else None
 
-    def _remember(self, collection: str, description: str) -> IndexFingerprint:
+    def _remember(self, collection: str, description: str) -> BuiltIndex:
         stored = read_description(collection, description)
         self._known[collection] = (time.monotonic(), stored)
         return stored
 
+    def _note_server(self, facts: Mapping[str, str]) -> None:
+        """Remembers the server's version; one that cannot do everything is told once."""
+        if facts["version"] != self._server_version:
+            self._server_version = facts["version"]
+            problem = self._find_lexical_problem()
+            if problem:
+                logger.warning("questions are answered without word search: %s", problem)
+
+    def _find_lexical_problem(self) -> str | None:
+        if has_bm25(self._server_version or ""):
+            return None
+        return f"the Milvus at {self._address} is {self._server_version}, which has no BM25; {_NEEDS_BM25}"
+
     def _connected(self) -> MilvusClient:
         with self._client_lock:
             if self._client is None:
-                self._client = MilvusClient(
+                client = MilvusClient(
                     self._uri, token=self._token, timeout=self._timeout_s, dedicated=True, grpc_options=_CHANNEL_OPTIONS
                 )
+                # In detail, since Milvus Lite answers no other question about its version.
+                self._note_server(client.get_server_version(detail=True, timeout=self._timeout_s))
+                self._client = client
             return self._client
 
     async def _async_connected(self) -> AsyncMilvusClient:
@@ -305,6 +343,7 @@ class MilvusStore:
         client, connecting = self._async_clients[loop]
         async with connecting:
             await client._connect()
+            self._note_server(await client.get_server_version(detail=True, timeout=self._timeout_s))  # asked once
         return client
 
     @contextmanager
