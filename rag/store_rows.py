@@ -240,7 +240,7 @@ def check_fingerprint(collection: str, stored: IndexFingerprint, expected: Index
     if differing:
         raise IndexMismatchError(
             f"collection {collection!r} was built with other settings: {'; '.join(differing)}; "
-            f"set those again, or {_mend(collection)}"
+            f"set those again, or rebuild it with these: rag collections reindex {collection}"
         )
 
 

@@ -174,7 +174,7 @@ async def test_another_fingerprint_is_refused_with_the_commands_that_mend_it(
 ) -> None:
     other_fingerprint = replace(FINGERPRINT, model="bge-m3", query_prefix="query: ")
     other = open_store(other_fingerprint)
-    told = f"model is 'hash', not 'bge-m3'; query_prefix.*rag collections delete {collection}.*rag ingest"
+    told = f"model is 'hash', not 'bge-m3'; query_prefix.*rag collections reindex {collection}"
     with pytest.raises(IndexMismatchError, match=told):
         other.ensure_collection(collection, other_fingerprint)
     with pytest.raises(IndexMismatchError, match=told):

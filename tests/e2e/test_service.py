@@ -200,7 +200,7 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     other = Service(service.url, service.process, {**service.environment, "RAG_CHUNK__MAX_TOKENS": "150"})
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
-    assert "rag collections delete herons" in refused.stderr
+    assert "rag collections reindex herons" in refused.stderr
     assert other.rag("collections", "delete", "herons").returncode == 0
     listed = json.loads(other.rag("collections", "list", "--json").stdout)["collections"]
     assert [one["name"] for one in listed] == ["default"]
