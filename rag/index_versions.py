@@ -131,19 +131,28 @@ class IndexRegistry:
         if runs.get(version.number) != version.run:
             raise RagError(f"another reindex of {version.collection!r} has taken over; let that one finish")
 
-    def refuse_writes(self, version: IndexVersion) -> IndexVersion:
-        """The version as `switching`; returns when no write to its collection can be on its way any more."""
-        return self._change(version, "switching")
+    def refuse_writes(self, version: IndexVersion, drain_s: float) -> IndexVersion:
+        """The version as `switching`; returns when no write to its collection can be on its way any more.
+
+        `drain_s` is what a single call of a writer may take.
+        """
+        switching = self._change(version, "switching")
+        time.sleep(VERSIONS_TTL_S + drain_s)
+        return switching
+
+    def allow_writes(self, version: IndexVersion) -> IndexVersion:
+        """The version as `building` again."""
+        return self._change(version, "building")
 
     def finish(self, version: IndexVersion) -> IndexVersion:
         """The version as `ready`: it is current."""
-        return self._change(version, "ready", drain=False)
+        return self._change(version, "ready")
 
-    def drop(self, versions: Sequence[IndexVersion]) -> None:
+    def drop(self, versions: Sequence[IndexVersion], drain_s: float) -> None:
         """Removes versions with their rows; those that are ready only when no search can be on its way any more."""
         self._remove_rows(versions)
         if any(version.state == "ready" for version in versions):
-            self._drain()
+            time.sleep(VERSIONS_TTL_S + drain_s)
         self.drop_physical(versions)
 
     def drop_physical(self, versions: Iterable[IndexVersion]) -> int:
@@ -162,7 +171,8 @@ class IndexRegistry:
 
     def drop_collection(self, collection: str) -> None:
         """Removes the collection with all its versions. Raises UnknownCollectionError."""
-        versions = self.versions(collection)
+        first = IndexVersion(collection)  # also where it is registered no more: a killed run may have left it
+        versions = [version for version in self.versions(collection) if version.number] + [first]
         self.forget(collection)
         # The current version goes last, and the rows after it: a run that is killed here can be repeated.
         dropped = self.drop_physical(reversed(versions))
@@ -172,17 +182,11 @@ class IndexRegistry:
 
     # --- calls ---
 
-    def _change(self, version: IndexVersion, state: State, *, drain: bool = True) -> IndexVersion:
+    def _change(self, version: IndexVersion, state: State) -> IndexVersion:
         self.check_run(version)
         changed = replace(version, state=state)
         self._write([changed])
-        if drain:
-            self._drain()
         return changed
-
-    def _drain(self) -> None:
-        """Until each process has read the registry anew, and what it had begun before has ended or timed out."""
-        time.sleep(VERSIONS_TTL_S + self._connection.timeout_s)
 
     def _rows(self) -> list[IndexVersion]:
         with self._connection.client() as client:

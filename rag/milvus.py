@@ -26,8 +26,10 @@ _NOT_FOUND, _BAD_PARAMETER = 100, 1_100  # Milvus' error codes
 _REFUSALS = (ParamError, DataNotMatchException, DataTypeNotMatchException)
 
 # A channel of its own, and short pauses: by gRPC's defaults a server that came back is not tried for up to two minutes.
+# No pings while nothing is asked: pymilvus sends one every ten seconds, for which Milvus Lite ends the connection.
 _CHANNEL_OPTIONS = {
     "grpc.use_local_subchannel_pool": 1,
+    "grpc.keepalive_permit_without_calls": 0,
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 5_000,  # how long one attempt to connect may take, whatever its name says
     "grpc.max_reconnect_backoff_ms": 1_000,
