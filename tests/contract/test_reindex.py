@@ -68,11 +68,12 @@ OpenStore = Callable[[IndexFingerprint | None], MilvusStore]
 
 
 @pytest.fixture
-def open_store(lite_uri: str) -> Iterator[OpenStore]:
+def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
+    uri: str = request.getfixturevalue(f"{getattr(request, 'param', 'lite')}_uri")
     opened: list[MilvusStore] = []
 
     def open_milvus(fingerprint: IndexFingerprint | None) -> MilvusStore:
-        opened.append(MilvusStore(lite_uri, timeout_s=TIMEOUT_S, fingerprint=fingerprint))
+        opened.append(MilvusStore(uri, timeout_s=TIMEOUT_S, fingerprint=fingerprint))
         return opened[-1]
 
     yield open_milvus
@@ -108,7 +109,7 @@ async def found(store: MilvusStore, dimension: int) -> tuple[str, int]:
 
 
 class Asking(threading.Thread):
-    """Searches by words until it is stopped; `versions` are those that answered, in order, each once in a row."""
+    """Searches until it is stopped; `versions` are those that answered, in order, each once in a row."""
 
     def __init__(self, store: MilvusStore) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Asking(threading.Thread):
     async def _ask(self) -> None:
         while not self._done.is_set():
             try:
-                result = await self._store.lexical_search("docs", "old OLD TEXT", 100)
+                result = await self._store.dense_search("docs", unit_vectors(1, 4)[0], 100)
             except RagError as error:
                 self.failures.append(error)
                 continue
@@ -138,32 +139,44 @@ class Asking(threading.Thread):
         self.join()
 
 
+@pytest.mark.parametrize("open_store", ["lite", "standalone"], indirect=True)
 async def test_questions_go_on_and_each_answer_names_its_version(open_store: OpenStore, old_store: MilvusStore) -> None:
+    other = replace(OLD, model="other")
     anyone, bound = Asking(open_store(None)), Asking(open_store(OLD))
     anyone.start()
     bound.start()
-    new_store = open_store(NEW)
-    with pytest.raises(IndexMismatchError, match=r"model is 'old', not 'new'.*rag collections reindex docs"):
-        await found(new_store, 8)
-    embed = CountingEmbedder(8)
-    report = reindex(open_store(NEW), embed)
+    new_store = open_store(other)
+    with pytest.raises(IndexMismatchError, match=r"model is 'old', not 'other'.*rag collections reindex docs"):
+        await found(new_store, 4)
+    embed = CountingEmbedder(4)
+    report = reindex(open_store(other), embed, other)
     await asyncio.sleep(VERSIONS_TTL_S + 1)  # each process learns of the switch a little later
     anyone.stop()
     bound.stop()
     assert (anyone.failures, bound.failures) == ([], [])
-    assert anyone.versions == [OLD.index_version, NEW.index_version]
+    assert anyone.versions == [OLD.index_version, other.index_version]
     assert bound.versions == [OLD.index_version]
     assert min(len(anyone.found), len(bound.found)) > 20
     assert {*anyone.found, *bound.found} == {ROWS}
-    assert (report.old_version, report.index_version) == (OLD.index_version, NEW.index_version)
+    assert (report.old_version, report.index_version) == (OLD.index_version, other.index_version)
     assert (report.texts, report.copied.chunks, report.copied.cut, embed.texts) == ("stored", ROWS, 1, ROWS)
-    assert await found(new_store, 8) == (NEW.index_version, ROWS)
+    assert await found(new_store, 4) == (other.index_version, ROWS)
     assert await found(open_store(OLD), 4) == (OLD.index_version, ROWS)
     assert old_store.collections() == ["docs"]
-    assert new_store.fingerprint("docs") == NEW
+    assert new_store.fingerprint("docs") == other
     assert list(new_store.every_chunk("docs")) == list(old_store.every_chunk("docs"))
-    again = reindex(new_store, embed)
+    again = reindex(new_store, embed, other)
     assert (again.texts, again.copied.chunks, embed.texts) == (None, 0, ROWS)
+
+
+async def test_the_new_version_is_found_by_its_own_words(open_store: OpenStore, old_store: MilvusStore) -> None:
+    new_store = open_store(NEW)
+    reindex(new_store, CountingEmbedder(8))
+    new, old = open_store(NEW), open_store(OLD)
+    assert [hit.chunk.chunk_id for hit in (await new.lexical_search("docs", "WORD7", 5)).hits] == ["c007"]
+    assert (await new.lexical_search("docs", "old", 5)).hits == ()
+    assert (await old.lexical_search("docs", "WORD7", 5)).hits == ()
+    assert len((await old.lexical_search("docs", "old", 5)).hits) == 5
 
 
 async def test_after_the_switch_new_rows_go_to_the_new_version_and_deleted_ones_from_both(
