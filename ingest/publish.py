@@ -171,11 +171,10 @@ class Publisher:
     def _row(self, unpublished: _Unpublished, chunk: Chunk, vector: np.ndarray) -> StoredChunk:
         parsed = unpublished.parsed
         title = parsed.title[:_MAX_TITLE_CHARS]
-        text = embedding_text(chunk)
         return StoredChunk(
             chunk=chunk,
             vector=vector,
-            analyzed=self.analyze(text if title in chunk.heading else f"{title}\n{text}"),
+            analyzed=self.analyze(searched_text(title, chunk)),
             title=title,
             source=parsed.document.source,
             acl=parsed.document.acl,
@@ -184,3 +183,9 @@ class Publisher:
             document_pages=len(parsed.pages) if parsed.paged else None,
             updated_at=unpublished.entry.updated_at,
         )
+
+
+def searched_text(title: str, chunk: Chunk) -> str:
+    """What lexical search finds a chunk by: its document's title, unless the heading path holds it, and its text."""
+    text = embedding_text(chunk)
+    return text if title in chunk.heading else f"{title}\n{text}"

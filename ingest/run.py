@@ -1,4 +1,4 @@
-"""`rag ingest`: the pipeline with the real parts in this process."""
+"""`rag ingest` and `rag collections reindex`: the pipelines with the real parts in this process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ingest.copy_chunks import Files, StoredTexts
 from ingest.fingerprint import index_fingerprint
 from ingest.journal import open_journal
 from ingest.pipeline import IngestReport, Progress, ingest_documents
+from ingest.reindex import ReindexReport, reindex_collection
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
@@ -23,7 +25,7 @@ PLAIN_LINE_EVERY_S = 5.0
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} files{postfix}"
 
 
-class _LazyEmbedder:
+class LazyEmbedder:
     """Loads the model with the first texts: a run that finds nothing new never waits for it."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
@@ -106,7 +108,7 @@ def run_ingest(
                 paths,
                 store=store,
                 journal=journal,
-                embed=_LazyEmbedder(settings, say),
+                embed=LazyEmbedder(settings, say),
                 analyze=analyze,
                 count_tokens=count_tokens,
                 fingerprint=fingerprint,
@@ -120,3 +122,35 @@ def run_ingest(
             )
     finally:
         display.close()
+
+
+def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) -> ReindexReport:
+    """Brings a collection of the settings' store to the settings' embedder and splitter; progress goes to `say`.
+
+    Raises UnknownCollectionError, StoreUnavailableError and ModelError; a file that fails is in the report.
+    """
+    fingerprint = index_fingerprint(settings)
+    count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
+    embed = LazyEmbedder(settings, say)
+    done, said_at = 0, time.monotonic()
+
+    def tell(chunks: int) -> None:
+        nonlocal done, said_at
+        done += chunks
+        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:
+            said_at = time.monotonic()
+            say(f"{done} of about {total} chunks")
+
+    def is_cut(text: str) -> bool:
+        return count_tokens(settings.embedder.passage_prefix + text) > settings.embedder.max_tokens
+
+    with open_store(settings, fingerprint) as store:
+        total = sum(document.chunks for document in store.stored_documents(name))
+        return reindex_collection(
+            name,
+            store=store,
+            fingerprint=fingerprint,
+            copy_stored=StoredTexts(store, embed, analyze, is_cut, settings.ingest.embed_batch, tell),
+            copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell),
+            drain_s=settings.store.timeout_s,
+        )

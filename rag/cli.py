@@ -260,7 +260,7 @@ def search(
 
 @main.group()
 def collections() -> None:
-    """List or delete collections; works whether or not the service runs."""
+    """List, delete or rebuild collections; works whether or not the service runs."""
 
 
 @collections.command("list")
@@ -297,6 +297,48 @@ def delete_collection(context: click.Context, name: str) -> None:
     with open_store(settings, index_fingerprint(settings)) as store:
         store.drop_collection(name)
     click.echo(f"deleted {name}")
+
+
+@collections.command("reindex")
+@_settings_options
+@click.argument("name")
+@click.option("--embedder", metavar="MODEL", help="The embedder to build with.  [default: as the settings say]")
+@click.option("--drop-old", is_flag=True, help="Build nothing; remove every version but the current one.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+@_edge
+def reindex_collection(context: click.Context, name: str, embedder: str | None, drop_old: bool, as_json: bool) -> None:
+    """Build a collection anew with another embedder or splitter, while questions go on; run again, it resumes."""
+    from ingest.run import run_reindex
+
+    if drop_old:
+        if embedder:
+            raise click.UsageError("--drop-old builds nothing and takes no --embedder")
+        _drop_old_versions(_settings(context), name, as_json)
+        return
+    settings = _settings(context, **({"embedder": {"model": embedder}} if embedder else {}))
+    report = run_reindex(settings, name, say=_say)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        click.echo(report.sentence())
+        for failure in report.copied.failures:
+            _say(f"failed: {failure.source}: {failure.reason}")
+    if report.copied.failures:
+        sys.exit(1)
+
+
+def _drop_old_versions(settings: Settings, name: str, as_json: bool) -> None:
+    from ingest.fingerprint import index_fingerprint
+    from ingest.reindex import drop_old_versions
+    from rag.connect import open_store
+
+    with open_store(settings, index_fingerprint(settings)) as store:
+        dropped = drop_old_versions(name, store, settings.store.timeout_s)
+    if as_json:
+        _print_json({"collection": name, "dropped_versions": dropped})
+    else:
+        click.echo(f"{name}: {dropped} old versions removed")
 
 
 @main.command()

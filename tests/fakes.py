@@ -14,6 +14,7 @@ import numpy as np
 from rag.errors import InputError, UnknownCollectionError
 from rag.filters import Filter, compile_filter
 from rag.store_rows import (
+    BuiltIndex,
     as_dense,
     as_lexical,
     check_collection_name,
@@ -94,9 +95,9 @@ class InMemoryStore:
         del self._built[name], self._rows[name]
 
     def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
-        dimension = self._check(collection).dimension
+        built = BuiltIndex(self._check(collection))
         for row in rows:
-            encode_row(row, dimension)
+            encode_row(row, built)
         self._rows[collection].update({row.chunk.chunk_id: row for row in rows})
 
     def delete(self, collection: str, where: Filter) -> None:
@@ -157,6 +158,9 @@ class InMemoryStore:
         hits = [as_lexical(_hit(row, score)) for row, score in found if row.chunk.chunk_id in visible]
         await asyncio.sleep(0)
         return SearchResult(order_hits(hits)[:top_k], fingerprint.index_version)
+
+    def lexical_problem(self) -> str | None:
+        return None
 
     async def ping(self) -> None:
         await asyncio.sleep(0)

@@ -57,9 +57,15 @@ def make_hit(chunk_id: str, text: str = "Some text.", *, score: float = 1.0, sco
 
 
 def stored_documents(documents: Mapping[str, Sequence[str]], collection: str = "default") -> InMemoryStore:
-    """A store that holds the documents, a chunk for each paragraph, headed by its document's name."""
+    """A store that holds the documents."""
     store = InMemoryStore(FINGERPRINT)
     store.ensure_collection(collection, FINGERPRINT)
+    store.upsert(collection, document_rows(documents))
+    return store
+
+
+def document_rows(documents: Mapping[str, Sequence[str]]) -> list[StoredChunk]:
+    """A chunk for each paragraph, headed by its document's name."""
     rows = []
     for source, paragraphs in documents.items():
         start = 0
@@ -70,9 +76,7 @@ def stored_documents(documents: Mapping[str, Sequence[str]], collection: str = "
             row = StoredChunk(chunk, vector, analyze(text), source, source, (), {}, len(paragraphs), None, "2026-01-01")
             rows.append(row)
             start += len(text) + 2
-    if rows:
-        store.upsert(collection, rows)
-    return store
+    return rows
 
 
 class WordScorer:

@@ -200,7 +200,13 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     other = Service(service.url, service.process, {**service.environment, "RAG_CHUNK__MAX_TOKENS": "150"})
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
-    assert "rag collections delete herons" in refused.stderr
+    assert "rag collections reindex herons" in refused.stderr
+    rebuilt = other.rag("collections", "reindex", "herons", "--json")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert (json.loads(rebuilt.stdout)["texts"], json.loads(rebuilt.stdout)["chunks"]) == ("files", 1)
+    assert "1 unchanged" in other.rag("ingest", str(note), "--collection", "herons").stdout
+    dropped = other.rag("collections", "reindex", "herons", "--drop-old", "--json")
+    assert json.loads(dropped.stdout)["dropped_versions"] == 1
     assert other.rag("collections", "delete", "herons").returncode == 0
     listed = json.loads(other.rag("collections", "list", "--json").stdout)["collections"]
     assert [one["name"] for one in listed] == ["default"]

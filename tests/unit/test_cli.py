@@ -154,6 +154,7 @@ def test_an_answer_that_breaks_off_is_said_to() -> None:
         pytest.param(["ingest", "x.md", "--metadata", "year"], id="metadata_without_value"),
         pytest.param(["ingest", "x.md", "--metadata", "=2024"], id="metadata_without_name"),
         pytest.param(["serve", "--port", "http"], id="port_is_no_number"),
+        pytest.param(["collections", "reindex", "docs", "--drop-old", "--embedder", "m"], id="drop_and_build"),
         pytest.param(["--profile", "huge", "doctor"], id="unknown_profile"),
         pytest.param(["doctor", "--profile", "huge"], id="unknown_profile_behind"),
     ],
