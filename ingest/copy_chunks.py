@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 from ingest.chunk import embedding_text
+from ingest.journal import open_journal
 from ingest.load import Failure
-from ingest.pipeline import IngestReport, ingest_documents
+from ingest.pipeline import IngestReport, Progress, ingest_documents
 from ingest.publish import Analyze, EmbedPassages, searched_text
 from rag.config import Settings
 from rag.filters import And, Equals, Filter
 from rag.store import MilvusStore
-from rag.types import Chunk, CountTokens, IndexFingerprint, StoredChunk, StoredDocument
+from rag.types import Chunk, CountTokens, IndexFingerprint, StoredChunk, StoredDocument, Vector
 
 Row = tuple[Chunk, StoredDocument]
 
@@ -124,57 +127,55 @@ class Files:
     fingerprint: IndexFingerprint
     settings: Settings
     on_written: Callable[[int], None]
+    say: Callable[[str], None]
     _seen: dict[str, StoredDocument] = field(default_factory=dict)
 
     def __call__(self, old: str, new: str, check: Callable[[], None], /) -> Copied:
         documents = self.store.stored_documents(old)
         changed = [document for document in documents if self._seen.get(document.document_id) != document]
-        report = self._ingest(changed, new, check)
+        reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(changed)]
         self._seen = {document.document_id: document for document in documents}
         for document in self.store.stored_documents(new):
             if document.document_id not in self._seen:
                 self.store.delete(new, Equals("document_id", document.document_id))
-        return Copied(report.chunks, failures=report.failures)
+        failures = tuple(failure for report in reports for failure in report.failures)
+        return Copied(sum(report.chunks for report in reports), failures=failures)
 
     def _ingest(self, documents: Sequence[StoredDocument], new: str, check: Callable[[], None]) -> IngestReport:
+        """Ingests the files of documents that share their groups and metadata."""
         written = 0
 
-        def progress(_documents: int, _total: int, chunks: int, _pages: int) -> None:
+        def progress(so_far: Progress) -> None:
             nonlocal written
-            self.on_written(chunks - written)
-            written = chunks
+            self.on_written(so_far.chunks - written)
+            written = so_far.chunks
 
-        return ingest_documents(
-            [document.source for document in documents],
-            store=_Rebuilt(self.store, documents, check),
-            embed=self.embed,
-            analyze=self.analyze,
-            count_tokens=self.count_tokens,
-            fingerprint=self.fingerprint,
-            settings=self.settings,
-            collection=new,
-            progress=progress,
-        )
+        def embed(texts: list[str]) -> Vector:
+            vectors = self.embed(texts)
+            check()
+            return vectors
+
+        with open_journal(self.settings, new, self.say) as journal:
+            return ingest_documents(
+                [document.source for document in documents],
+                store=self.store,
+                journal=journal,
+                embed=embed,
+                analyze=self.analyze,
+                count_tokens=self.count_tokens,
+                fingerprint=self.fingerprint,
+                settings=self.settings,
+                collection=new,
+                acl=documents[0].acl,
+                metadata=documents[0].metadata,
+                progress=progress,
+                say=self.say,
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rebuilt:
-    """The new version as ingestion sees it: the old one's documents are known too, in a revision that no file has, so
-    that each is read, and its groups and metadata are kept."""
-
-    store: MilvusStore
-    documents: Sequence[StoredDocument]
-    check: Callable[[], None]
-
-    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
-        self.store.ensure_collection(name, fingerprint)
-
-    def stored_documents(self, collection: str) -> Iterable[StoredDocument]:
-        return [*self.store.stored_documents(collection), *(replace(known, revision="") for known in self.documents)]
-
-    def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
-        self.check()
-        self.store.upsert(collection, rows)
-
-    def delete(self, collection: str, where: Filter) -> None:
-        self.store.delete(collection, where)
+def _by_groups_and_metadata(documents: Iterable[StoredDocument]) -> Iterable[list[StoredDocument]]:
+    together: dict[str, list[StoredDocument]] = defaultdict(list)
+    for document in documents:
+        key = json.dumps([list(document.acl), dict(document.metadata)], sort_keys=True)
+        together[key].append(document)
+    return together.values()

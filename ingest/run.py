@@ -151,6 +151,6 @@ def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) ->
             store=store,
             fingerprint=fingerprint,
             copy_stored=StoredTexts(store, embed, analyze, is_cut, settings.ingest.embed_batch, tell),
-            copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell),
+            copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell, say),
             drain_s=settings.store.timeout_s,
         )

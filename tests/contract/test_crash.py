@@ -117,7 +117,7 @@ NEW = {"a.txt": paragraphs("figs", 5), "c.txt": paragraphs("pears", 2)}
 def rows_after(
     lite: LiteStore, uri: str, folder: Path, writes: int | None, journal: type[Journal], last: dict[str, str]
 ) -> list[dict[str, Any]] | None:
-    """What is stored after runs over OLD, NEW and `last`, the second ended before a write; None if that ended by itself."""
+    """What is stored after runs over OLD, NEW and `last`, the second cut short; None if that ended by itself."""
     lite.ensure_collection(COLLECTION, SMALL)
     lite.delete(COLLECTION, And(()))
     lite.journal.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ingest.copy_chunks import Files, StoredTexts
+from ingest.journal import open_journal
 from ingest.pipeline import ingest_documents
 from ingest.reindex import ReindexReport, drop_old_versions, reindex_collection
 from rag.errors import IndexMismatchError, RagError, StoreUnavailableError, UnknownCollectionError
@@ -104,7 +105,7 @@ def reindex(store: MilvusStore, embed: CountingEmbedder, fingerprint: IndexFinge
 
 async def found(store: MilvusStore, dimension: int) -> tuple[str, int]:
     """The index version that answers, and how many chunks it finds."""
-    result = await store.dense_search("docs", unit_vectors(1, dimension)[0], 100)
+    result = await store.dense_search("docs", unit_vectors(1, dimension)[0], 100, groups=None)
     return result.index_version, len(result.hits)
 
 
@@ -125,7 +126,7 @@ class Asking(threading.Thread):
     async def _ask(self) -> None:
         while not self._done.is_set():
             try:
-                result = await self._store.dense_search("docs", unit_vectors(1, 4)[0], 100)
+                result = await self._store.dense_search("docs", unit_vectors(1, 4)[0], 100, groups=None)
             except RagError as error:
                 self.failures.append(error)
                 continue
@@ -173,10 +174,10 @@ async def test_the_new_version_is_found_by_its_own_words(open_store: OpenStore, 
     new_store = open_store(NEW)
     reindex(new_store, CountingEmbedder(8))
     new, old = open_store(NEW), open_store(OLD)
-    assert [hit.chunk.chunk_id for hit in (await new.lexical_search("docs", "WORD7", 5)).hits] == ["c007"]
-    assert (await new.lexical_search("docs", "old", 5)).hits == ()
-    assert (await old.lexical_search("docs", "WORD7", 5)).hits == ()
-    assert len((await old.lexical_search("docs", "old", 5)).hits) == 5
+    assert [hit.chunk.chunk_id for hit in (await new.lexical_search("docs", "WORD7", 5, groups=None)).hits] == ["c007"]
+    assert (await new.lexical_search("docs", "old", 5, groups=None)).hits == ()
+    assert (await old.lexical_search("docs", "WORD7", 5, groups=None)).hits == ()
+    assert len((await old.lexical_search("docs", "old", 5, groups=None)).hits) == 5
 
 
 async def test_after_the_switch_new_rows_go_to_the_new_version_and_deleted_ones_from_both(
@@ -308,23 +309,26 @@ def test_an_unknown_collection_is_named(open_store: OpenStore) -> None:
 def test_with_another_splitter_the_files_are_read_again(
     open_store: OpenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = make_settings()
+    settings = make_settings().model_copy(update={"data_dir": tmp_path / "data"})
     paths = [tmp_path / name for name in ("a.md", "b.md", "c.md")]
     for path in paths:
         path.write_text(f"# {path.stem}\n\nThe text of {path.name}.\n", encoding="utf-8")
 
     def ingest(store: MilvusStore, fingerprint: IndexFingerprint, path: Path, group: str) -> None:
-        ingest_documents(
-            [path],
-            store=store,
-            embed=CountingEmbedder(fingerprint.dimension),
-            analyze=str.upper,
-            count_tokens=lambda text: len(text.split()),
-            fingerprint=fingerprint,
-            settings=settings,
-            collection="docs",
-            acl=(group,),
-        )
+        with open_journal(settings, "docs", print) as journal:
+            ingest_documents(
+                [path],
+                store=store,
+                journal=journal,
+                embed=CountingEmbedder(fingerprint.dimension),
+                analyze=str.upper,
+                count_tokens=lambda text: len(text.split()),
+                fingerprint=fingerprint,
+                settings=settings,
+                collection="docs",
+                acl=(group,),
+                say=print,
+            )
 
     for path in paths:
         ingest(open_store(OLD), OLD, path, path.stem)
@@ -337,7 +341,14 @@ def test_with_another_splitter_the_files_are_read_again(
     def reindex_files() -> ReindexReport:
         store = open_store(changed)
         files = Files(
-            store, CountingEmbedder(8), str.upper, lambda text: len(text.split()), changed, settings, lambda count: None
+            store,
+            CountingEmbedder(8),
+            str.upper,
+            lambda text: len(text.split()),
+            changed,
+            settings,
+            lambda count: None,
+            print,
         )
         return reindex_collection(
             "docs", store=store, fingerprint=changed, copy_stored=no_texts, copy_files=files, drain_s=DRAIN_S
