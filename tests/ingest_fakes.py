@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,10 @@ class DyingJournal(Journal):
     def __init__(self, path: Path, identity: str, countdown: Callable[[], None]) -> None:
         super().__init__(path, identity)
         self._countdown = countdown
+
+    def trust(self, removed: Iterable[tuple[str, str]]) -> int:
+        self._countdown()
+        return super().trust(removed)
 
     def begin(self, entries: Sequence[Unfinished]) -> None:
         self._countdown()

@@ -117,7 +117,7 @@ NEW = {"a.txt": paragraphs("figs", 5), "c.txt": paragraphs("pears", 2)}
 def rows_after(
     lite: LiteStore, uri: str, folder: Path, writes: int | None, journal: type[Journal], last: dict[str, str]
 ) -> list[dict[str, Any]] | None:
-    """What is stored after runs over OLD, NEW and `last`, the second cut short; None if that ended by itself."""
+    """What is stored after runs over OLD, NEW and `last`, the second ended before a write; None if none was left."""
     lite.ensure_collection(COLLECTION, SMALL)
     lite.delete(COLLECTION, And(()))
     lite.journal.unlink(missing_ok=True)
@@ -155,3 +155,22 @@ def test_without_the_journals_marker_the_comparison_fails(
     assert rows
     with pytest.raises(AssertionError):
         crash.compare_rows(rows, wanted)
+
+
+@pytest.mark.parametrize("writes", [2, 8, 12])
+def test_a_journal_lost_after_the_kill_is_rebuilt_from_the_store(
+    tmp_path: Path, server: EmbeddedServer, lite: LiteStore, writes: int
+) -> None:
+    folder, said = tmp_path / "docs", list[str]()
+    wanted = rows_after(lite, server.uri, folder, None, DyingJournal, NEW)
+    lite.delete(COLLECTION, And(()))
+    lite.journal.unlink()
+    lay_out(folder, OLD)
+    ingest_small(lite, folder)
+    lay_out(folder, NEW)
+    assert kill(lite, writes, folder)
+    lite.journal.unlink()
+    ingest_small(lite, folder, said=said, prune=True)  # which document the killed run moved is lost with the journal
+    assert wanted
+    crash.compare_rows(crash.stored_rows(server.uri, COLLECTION), wanted)
+    assert "rebuilt from the store" in said[0]

@@ -161,7 +161,7 @@ def test_the_next_run_finishes_what_was_left_whatever_paths_it_is_given(tmp_path
     wanted = play(folder, [Step(NEW, STAFF)])
     ingest(wanted, other)
     stores = killed_at_each_write(folder, [], Step({"a.txt": NEW["a.txt"]}, STAFF))
-    for writes, store in enumerate(stores[1:], start=1):
+    for writes, store in enumerate(stores[2:], start=2):  # the first two writes are the journal's: nothing was begun
         ingest(store, other)
         state = rows(store)
         expected = {
@@ -217,13 +217,12 @@ def test_a_run_killed_while_it_rebuilds_the_journal_is_made_good_by_the_next(tmp
     wanted = rows(play(folder, [Step(NEW)]))
     lay_out(folder, OLD)
     for first in (3, 8):
-        for second in range(40):
+        for second in range(7):
             store = play(folder, [Step(OLD)])
             lay_out(folder, NEW)
             assert kill(store, first, folder)
             lose(store)
-            if not kill(store, second, folder):
-                break
+            assert kill(store, second, folder)
             ingest(store, folder)
             assert rows(store) == wanted, (first, second)
 
@@ -292,7 +291,7 @@ corpora = st.dictionaries(names, texts)
 chains = st.lists(st.tuples(corpora, st.none() | st.integers(0, 30)), min_size=1, max_size=5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chains, corpora)
 def test_after_any_chain_of_killed_runs_the_collection_is_what_the_folder_is(
     tmp_path: Path, chain: list[tuple[dict[str, str], int | None]], last: dict[str, str]
