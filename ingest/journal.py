@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest.journal_file import failures_of, open_file, take_lock
+from rag.columns import from_column, to_column
 from rag.config import Settings
-from rag.filters import from_column, to_column
 from rag.types import Chunk, StoredDocument
 
 _PAGE_ROWS = 1_000

@@ -12,22 +12,22 @@
 
 A document that lacks a field, or holds it with another type, is found by no comparison with it, by `!=` neither.
 `not` gives exactly what its operand does not: `lang != "ko"` finds the documents with another language, `not lang ==
-"ko"` those without one too.
+"ko"` those without one too. Milvus cannot turn round every pattern: within `not`, one may have % at its end only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rag.columns import FIELD_NAME
 from rag.errors import FilterError
 from rag.filters import (
-    FIELD_NAME,
     INT64,
     KIND_WORDS,
-    OPERATORS,
+    OPPOSITES,
     And,
     Column,
     Compare,
@@ -129,7 +129,8 @@ class _Parser:
 
     tokens: list[_Token]
     known: Mapping[str, Column]
-    at: int = field(default=0)
+    at: int = 0
+    negated: bool = False  # within an odd number of nots
 
     @property
     def token(self) -> _Token:
@@ -170,7 +171,10 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise self.mistake(f"more than {MAX_DEPTH} parentheses and nots stand within each other")
         if self.take_if("not"):
-            return Not(self.single(depth + 1))
+            self.negated = not self.negated
+            inner = self.single(depth + 1)
+            self.negated = not self.negated
+            return Not(inner)
         if self.take_if("("):
             inner = self.expression(depth + 1)
             self.expect(")")
@@ -255,6 +259,8 @@ class _Parser:
             return Equals(column, text)
         if not text or not first:
             return Like(column, "start", text)
+        if self.negated:
+            raise self.mistake("within not, a pattern may have % at its end only", token)
         return Like(column, "within" if last else "end", text)
 
 
@@ -267,7 +273,7 @@ def _operators(kind: FieldKind) -> list[str]:
         return ["has"]
     if kind == "boolean":
         return ["==", "!="]
-    return ["==", "!=", *sorted(OPERATORS), "in", *(["like"] if kind == "text" else [])]
+    return ["==", "!=", *OPPOSITES, "in", *(["like"] if kind == "text" else [])]
 
 
 def _characters(token: _Token, *, pattern: bool = False) -> list[tuple[str, bool]]:

@@ -1,21 +1,23 @@
 """Which stored chunks are meant: a typed tree, and the only place that writes a Milvus expression.
 
-Milvus Lite 2.5.1 has no filter templates, so values stand in the expression as literals. Its grammar takes neither a
-raw line break nor the escape of one; what can be filtered is therefore stored as `to_column` of its texts, which has no
-control character at all, and `compile_filter` writes the same form.
+Milvus Lite 2.5.1 has no filter templates, so values stand in the expression as literals, in the form of rag.columns.
 
 A metadata field that a chunk lacks, or holds with another type than the declared one, makes every comparison with it
-false, `!=` too. `Not` is the plain complement: what its filter does not mean.
+false, `!=` too. `Not` is the plain complement: what its filter does not mean. Milvus has no complement of the end or
+the middle of a text, nor of groups: those within a Not are a TypeError.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from heapq import heapify, heappop, heappush
 from math import isfinite
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
+
+from rag.columns import FIELD_NAME, after_prefix, list_key, to_column
 
 ScalarColumn = Literal["document_id", "revision", "ordinal", "source", "title", "updated_at"]
 ArrayColumn = Literal["acl"]
@@ -33,23 +35,13 @@ KIND_WORDS: Mapping[FieldKind, str] = {
 INTEGER_COLUMNS = frozenset({"ordinal"})
 SCALAR_COLUMNS = frozenset(get_args(ScalarColumn))
 ARRAY_COLUMNS = frozenset(get_args(ArrayColumn))
-OPERATORS = frozenset(get_args(Operator))
-FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
-MAX_JSON_DEPTH = 100
+OPPOSITES = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 INT64 = range(-(2**63) + 1, 2**63)  # Milvus reads the digits before the sign
 
+_Part: TypeAlias = tuple[int, str]  # how deep an expression nests, and the expression
+_COMPARISON_DEPTH = 2
 EVERY_CHUNK = "ordinal >= 0"
 NO_CHUNK = "ordinal < 0"
-
-# An unsafe character is stored as ␛ and its code in four signs for hexadecimal digits. All of these signs are unsafe
-# themselves, so that a piece of a text is found in the stored form exactly where it is in the text.
-_ESCAPE, _DIGITS = "␛", "␀␁␂␃␄␅␆␇␈␉␊␋␌␍␎␏"
-_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
-_UNSAFE = re.compile(f"[{_CONTROL}{_ESCAPE}{_DIGITS}]")
-_ESCAPED = re.compile(f"{_ESCAPE}([{_DIGITS}]{{4}})")
-_NEVER_STORED = re.compile(f"[{_CONTROL}]")
-_FROM_HEX = str.maketrans("0123456789abcdef", _DIGITS)
-_TO_HEX = str.maketrans(_DIGITS, "0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +143,7 @@ def visible_to(groups: Collection[str]) -> Filter:
 
 def compile_filter(where: Filter) -> str:
     """A Milvus boolean expression. Raises TypeError for an unknown column or a value not of the column's type."""
-    match where:
-        case Equals(column, value):
-            return f"{_scalar(column)} == {_literal(column, value)}"
-        case NotEquals(column, value):
-            return _other_than(column, value)
-        case Compare(column, operator, value):
-            return _compared(column, operator, value)
-        case OneOf(column, values):
-            name, listed = _scalar(column), ", ".join(_literal(column, value) for value in values)
-            return f"{name} in [{listed}]" if listed else NO_CHUNK
-        case Like(column, place, text):
-            return _like(column, place, text)
-        case HasAny(column, texts):
-            contains, listed = _array(column), ", ".join(_text(column, text) for text in texts)
-            return f"{contains}, [{listed}])" if listed else NO_CHUNK
-        case Empty(column):
-            return f"array_length({_array_column(column)}) == 0"
-        case And(filters):
-            return " and ".join(f"({compile_filter(part)})" for part in filters) or EVERY_CHUNK
-        case Or(filters):
-            return " or ".join(f"({compile_filter(part)})" for part in filters) or NO_CHUNK
-        case Not(inner):
-            return f"not ({compile_filter(inner)})"
+    return _compile(where, negated=False)[1]
 
 
 def compile_filter_after(where: Filter, chunk_id: str) -> str:
@@ -181,69 +151,97 @@ def compile_filter_after(where: Filter, chunk_id: str) -> str:
     return f"chunk_id > {_quoted(chunk_id)} and ({compile_filter(where)})"
 
 
-def to_column(text: str) -> str:
-    """The form in which a filterable column holds a text: no control character, no lone surrogate. One to one."""
-    return _UNSAFE.sub(lambda found: _ESCAPE + f"{ord(found[0]):04x}".translate(_FROM_HEX), text)
+def _compile(where: Filter, negated: bool) -> _Part:
+    """The filter, or its complement: Milvus Lite has no `not`, so each comparison is turned round instead."""
+    match where:
+        case Not(inner):
+            return _compile(inner, not negated)
+        case And(filters) | Or(filters):
+            every = isinstance(where, And) != negated
+            return _joined([_compile(part, negated) for part in filters], every)
+        case HasAny(Metadata() as column, texts):
+            name, keys = _list_name(column), [list_key(_text(column, text)) for text in texts]
+            sign = "!=" if negated else "=="
+            return _joined([(0, f'metadata["has"]["{name}"]["{key}"] {sign} 1') for key in keys], every=negated)
+    return _COMPARISON_DEPTH, _comparison(where, negated)
 
 
-def from_column(stored: str) -> str:
-    """The text that `to_column` was given."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1].translate(_TO_HEX), 16)), stored)
+def _joined(parts: list[_Part], every: bool) -> _Part:
+    """All of the parts, or one of them, as a tree that is as flat as can be: the flattest parts are joined first.
 
-
-def to_json_column(value: Any) -> Any:
-    """A JSON value with `to_column` of each text in it, names of fields among them.
-
-    Raises ValueError for one nested deeper than MAX_JSON_DEPTH.
+    Milvus Lite refuses what nests deeper than some 50 levels, and a plain chain of 60 is that deep.
     """
-    return _map_texts(value, to_column, MAX_JSON_DEPTH)
+    if not parts:
+        return 0, EVERY_CHUNK if every else NO_CHUNK
+    waiting = [(depth, number, expression) for number, (depth, expression) in enumerate(parts)]
+    heapify(waiting)
+    while len(waiting) > 1:
+        (_, number, left), (depth, _, right) = heappop(waiting), heappop(waiting)
+        heappush(waiting, (depth + 1, number, f"({left}) {'and' if every else 'or'} ({right})"))
+    depth, _, expression = waiting[0]
+    return depth, expression
 
 
-def from_json_column(stored: Any) -> Any:
-    """The value that `to_json_column` was given."""
-    return _map_texts(stored, from_column, MAX_JSON_DEPTH)
+# --- one comparison, or its complement ---
 
 
-def _map_texts(value: Any, change: Callable[[str], str], levels: int) -> Any:
-    if levels < 0:
-        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels; make it flat")
-    match value:
-        case str():
-            return change(value)
-        case list() | tuple():
-            return [_map_texts(entry, change, levels - 1) for entry in value]
-        case dict():
-            return {
-                _map_texts(name, change, levels): _map_texts(entry, change, levels - 1) for name, entry in value.items()
-            }
-        case _:
-            return value
+def _comparison(where: Filter, negated: bool) -> str:
+    match where:
+        case Equals(column, value):
+            return _equal(column, value, negated)
+        case NotEquals(column, value):
+            return _unequal(column, value, negated)
+        case Compare(column, operator, value):
+            return _compared(column, operator, value, negated)
+        case OneOf(column, values):
+            return _one_of(column, values, negated)
+        case Like(column, place, text):
+            return _like(column, place, text, negated)
+        case HasAny(column, texts):
+            return _has_any(column, texts, negated)
+        case Empty(column):
+            return f"array_length({_array_column(column)}) {'!=' if negated else '=='} 0"
+    raise TypeError(f"{where!r} is no filter")
 
 
-def _other_than(column: Column, value: Value) -> str:
+def _equal(column: Column, value: Value, negated: bool) -> str:
+    # Milvus' own != holds where there is no such field, which makes it the complement.
+    return f"{_scalar(column)} {'!=' if negated else '=='} {_literal(column, value)}"
+
+
+def _unequal(column: Column, value: Value, negated: bool) -> str:
     if not isinstance(column, Metadata):
-        return f"{_scalar(column)} != {_literal(column, value)}"
-    # Milvus' own != holds for a chunk without the field.
-    if column.kind == "boolean":
-        _literal(column, value)
-        return f"{_scalar(column)} == {_literal(column, not value)}"
-    name, literal = _scalar(column), _literal(column, value)
-    return f"({name} < {literal} or {name} > {literal})"
+        return _equal(column, value, not negated)
+    if negated:
+        return f"({_equal(column, value, False)} or {_absent(column)})"
+    return f"({_equal(column, value, True)} and {_present(column)})"
 
 
-def _compared(column: Column, operator: str, value: Value) -> str:
-    if operator not in OPERATORS or _kind(column) == "boolean":
+def _compared(column: Column, operator: str, value: Value, negated: bool) -> str:
+    if operator not in OPPOSITES or _kind(column) == "boolean":
         raise TypeError(f"{column!r} {operator!r} {value!r} is no comparison; numbers and texts have < <= > >=")
-    return f"{_scalar(column)} {operator} {_literal(column, value)}"
+    compared = f"{_scalar(column)} {OPPOSITES[operator] if negated else operator} {_literal(column, value)}"
+    return _or_absent(column, compared) if negated else compared
 
 
-def _like(column: Column, place: str, text: str) -> str:
-    name, stored = _scalar(column), _stored(column, text)
+def _one_of(column: Column, values: Sequence[Value], negated: bool) -> str:
+    name, listed = _scalar(column), ", ".join(_literal(column, value) for value in values)
+    if not listed:
+        return EVERY_CHUNK if negated else NO_CHUNK
+    return f"{name} {'not in' if negated else 'in'} [{listed}]"
+
+
+def _like(column: Column, place: str, text: str, negated: bool) -> str:
+    name, stored = _scalar(column), to_column(_text(column, text))
     if place == "start" or not stored:
         # Not by `like`: Milvus versions differ in how they read an escape in front of the last %.
-        end = _after_all_with_prefix(stored)
-        upper = f" and {name} < {_quoted(end)}" if end else ""
-        return f"({name} >= {_quoted(stored)}{upper})"
+        start, after = _quoted(stored), after_prefix(stored)
+        if negated:
+            behind = f" or {name} >= {_quoted(after)}" if after is not None else ""
+            return _or_absent(column, f"{name} < {start}{behind}")
+        return f"({name} >= {start}" + (f" and {name} < {_quoted(after)})" if after is not None else ")")
+    if negated:
+        raise TypeError(f"{column!r} like {text!r} cannot stand within a not unless it is at the text's start")
     escaped = re.sub(r"([\\%_])", r"\\\1", stored)
     patterns = {"end": f"%{escaped}", "within": f"%{escaped}%"}
     if place not in patterns:
@@ -251,16 +249,30 @@ def _like(column: Column, place: str, text: str) -> str:
     return f"{name} like {_quoted(patterns[place])}"
 
 
-def _after_all_with_prefix(stored: str) -> str | None:
-    """The first stored text behind all that start with `stored`, None when there is none."""
-    while stored:
-        code = ord(stored[-1]) + 1
-        while code <= 0x10FFFF and _NEVER_STORED.match(chr(code)):
-            code += 1
-        if code <= 0x10FFFF:
-            return stored[:-1] + chr(code)
-        stored = stored[:-1]
-    return None
+def _has_any(column: object, texts: Sequence[str], negated: bool) -> str:
+    name, listed = _array_column(column), ", ".join(_literal("acl", text) for text in texts)
+    if negated:
+        raise TypeError(f"{name} cannot stand within a not")
+    return f"array_contains_any({name}, [{listed}])" if listed else NO_CHUNK
+
+
+def _or_absent(column: Column, condition: str) -> str:
+    return f"({condition} or {_absent(column)})" if isinstance(column, Metadata) else f"({condition})"
+
+
+def _absent(column: Metadata) -> str:
+    return f'metadata["kinds"]["{_name(column)}"] != "{_stored_kind(column)}"'
+
+
+def _present(column: Metadata) -> str:
+    return f'metadata["kinds"]["{_name(column)}"] == "{_stored_kind(column)}"'
+
+
+def _stored_kind(column: Metadata) -> str:
+    return "number" if column.kind == "integer" else column.kind
+
+
+# --- columns and literals ---
 
 
 def _kind(column: Column | ArrayColumn) -> FieldKind:
@@ -269,10 +281,10 @@ def _kind(column: Column | ArrayColumn) -> FieldKind:
     return "integer" if column in INTEGER_COLUMNS else "text"
 
 
-def _literal(column: Column, value: Value) -> str:
+def _literal(column: Column | ArrayColumn, value: Value) -> str:
     kind = _kind(column)
     if kind == "text":
-        return _text(column, value)
+        return _quoted(to_column(_text(column, value)))
     if kind == "boolean" and isinstance(value, bool):
         return "true" if value else "false"
     if kind == "integer" and isinstance(value, int) and not isinstance(value, bool) and value in INT64:
@@ -284,13 +296,9 @@ def _literal(column: Column, value: Value) -> str:
 
 
 def _text(column: Column | ArrayColumn, value: object) -> str:
-    return _quoted(_stored(column, value))
-
-
-def _stored(column: Column | ArrayColumn, value: object) -> str:
     if not isinstance(value, str) or _kind(column) not in ("text", "list"):
         raise TypeError(f"{column!r} is compared with {value!r}; it holds {KIND_WORDS[_kind(column)]}")
-    return to_column(value)
+    return value
 
 
 def _quoted(text: str) -> str:
@@ -300,17 +308,10 @@ def _quoted(text: str) -> str:
 
 def _scalar(column: Column) -> str:
     if isinstance(column, Metadata) and column.kind != "list":
-        return _metadata(column)
+        return f'metadata["data"]["{_name(column)}"]'
     if column not in SCALAR_COLUMNS:
         raise TypeError(f"{column!r} is no scalar column; those are: {', '.join(sorted(SCALAR_COLUMNS))}")
     return str(column)
-
-
-def _array(column: ArrayColumn | Metadata) -> str:
-    """The head of a call that looks into the array."""
-    if isinstance(column, Metadata) and column.kind == "list":
-        return f"json_contains_any({_metadata(column)}"
-    return f"array_contains_any({_array_column(column)}"
 
 
 def _array_column(column: object) -> str:
@@ -319,7 +320,13 @@ def _array_column(column: object) -> str:
     return str(column)
 
 
-def _metadata(column: Metadata) -> str:
+def _list_name(column: Metadata) -> str:
+    if column.kind != "list":
+        raise TypeError(f"{column!r} is no list")
+    return _name(column)
+
+
+def _name(column: Metadata) -> str:
     if not FIELD_NAME.fullmatch(column.name):
         raise TypeError(f"{column.name!r} cannot name a metadata field: use letters, digits and underscores")
-    return f'metadata["{column.name}"]'
+    return column.name

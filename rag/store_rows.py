@@ -12,8 +12,8 @@ import numpy as np
 from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
 from pymilvus.milvus_client.index import IndexParams
 
+from rag.columns import from_column, from_metadata_column, to_column, to_metadata_column
 from rag.errors import IndexMismatchError, InputError
-from rag.filters import from_column, from_json_column, to_column, to_json_column
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
 SCHEMA_VERSION = 2
@@ -185,7 +185,7 @@ def decode_document(columns: Mapping[str, Any]) -> StoredDocument:
         chunks=int(columns["document_chunks"]),
         pages=_page(columns["document_pages"]),
         acl=tuple(from_column(group) for group in columns["acl"]),
-        metadata=from_json_column(columns["metadata"]),
+        metadata=from_metadata_column(columns["metadata"]),
         updated_at=from_column(columns["updated_at"]),
     )
 
@@ -286,7 +286,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _json_column(row: StoredChunk) -> Any:
     try:
-        return to_json_column(dict(row.metadata))
+        return to_metadata_column(row.metadata)
     except ValueError as error:
         raise InputError(f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from rag.columns import kind_of, to_column
 from rag.filters import (
     And,
     Compare,
@@ -18,10 +19,10 @@ from rag.filters import (
     NotEquals,
     OneOf,
     Or,
-    to_column,
 )
 from rag.types import StoredChunk
 
+STORED_AS = {"text": "text", "integer": "number", "number": "number", "boolean": "boolean", "list": "list"}
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -37,7 +38,7 @@ def matches(where: Filter, row: StoredChunk) -> bool:
         case Empty(column):
             return not value_of(column, row)
     held = value_of(where.column, row)
-    if held is None:
+    if held is None:  # no such field, or none of this type
         return False
     match where:
         case Equals(_, value):
@@ -65,20 +66,6 @@ def value_of(column: Any, row: StoredChunk) -> Any:
     """What the row holds there; None where it has no such field, or one of another type than the declared."""
     if isinstance(column, Metadata):
         held = row.metadata.get(column.name)
-        return held if column.kind in _kinds_of(held) else None
+        return held if STORED_AS[column.kind] == kind_of(held) else None
     columns = {"title": row.title, "source": row.source, "acl": row.acl, "updated_at": row.updated_at}
     return columns[column] if column in columns else getattr(row.chunk, column)
-
-
-def _kinds_of(held: Any) -> set[str]:
-    match held:
-        case str():
-            return {"text"}
-        case bool():
-            return {"boolean"}
-        case int() | float():
-            return {"integer", "number"}
-        case list() | tuple():
-            return {"list"}
-        case _:
-            return set()

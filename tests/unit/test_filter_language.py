@@ -93,6 +93,8 @@ A, B, C = (Equals(YEAR, number) for number in (1, 2, 3))
         ("not not year == 1", Not(Not(A))),
         ("year == 1 and year == 2 and year == 3", And((A, B, C))),
         (" ( year == 1 ) \n\t", A),
+        ('not not lang like "%a"', Not(Not(Like(LANG, "end", "a")))),
+        ('not lang like "a%" and lang like "%a"', And((Not(Like(LANG, "start", "a")), Like(LANG, "end", "a")))),
     ],
 )
 def test_not_binds_before_and_and_and_before_or(expression: str, where: Filter) -> None:
@@ -152,6 +154,8 @@ def test_the_contract_s_example() -> None:
         ("year == 9223372036854775808", 9, "64 bits"),
         ("score == 1" + "0" * 30, 10, "at most 30"),
         ("year == 1; drop", 10, "';' has no meaning here"),
+        ("not lang like '%a'", 15, "within not, a pattern may have % at its end only"),
+        ("not (lang == 'a' or (lang like '%a%'))", 32, "within not"),
         ("언어 == 'ko'", 1, "'언' has no meaning here"),
         ("year == 1 or", 13, "the name of a field is expected"),
         ("and year == 1", 1, "the name of a field is expected, not and"),
@@ -230,27 +234,34 @@ def written(where: Filter, quote: str) -> str:
 
 TEXT_COLUMN: Any = st.sampled_from([*BUILTIN_FIELDS, LANG])
 SIGN: Any = st.sampled_from(["<", "<=", ">", ">="])
-LEAF: st.SearchStrategy[Filter] = st.one_of(
+REVERSIBLE: st.SearchStrategy[Filter] = st.one_of(
     st.builds(Equals, TEXT_COLUMN, ANY_TEXT),
     st.builds(NotEquals, TEXT_COLUMN, ANY_TEXT),
     st.builds(Compare, TEXT_COLUMN, SIGN, ANY_TEXT),
     st.builds(OneOf, TEXT_COLUMN, st.lists(ANY_TEXT, max_size=3).map(tuple)),
-    st.builds(Like, TEXT_COLUMN, st.sampled_from(["start", "end", "within"]), ANY_TEXT.filter(bool)),
+    st.builds(Like, TEXT_COLUMN, st.just("start"), ANY_TEXT.filter(bool)),
     st.builds(HasAny, st.just(TAGS), st.tuples(ANY_TEXT)),
     st.builds(Compare, st.just(YEAR), SIGN, st.integers(-(2**63) + 1, 2**63 - 1)),
     st.builds(OneOf, st.just(YEAR), st.lists(st.integers(-9, 9), max_size=3).map(tuple)),
     st.builds(Equals, st.just(SCORE), st.decimals(-1000, 1000, places=3).map(float)),
     st.builds(Equals, st.just(DRAFT), st.booleans()),
 )
-TREE: st.SearchStrategy[Filter] = st.recursive(
-    LEAF,
-    lambda inner: st.one_of(
-        st.builds(Not, inner),
-        st.builds(And, st.lists(inner, min_size=2, max_size=3).map(tuple)),
-        st.builds(Or, st.lists(inner, min_size=2, max_size=3).map(tuple)),
-    ),
-    max_leaves=6,
-)
+ONE_WAY = st.builds(Like, TEXT_COLUMN, st.sampled_from(["end", "within"]), ANY_TEXT.filter(bool))
+
+
+def combined(leaf: st.SearchStrategy[Filter], *more: Any) -> st.SearchStrategy[Filter]:
+    return st.recursive(
+        leaf,
+        lambda inner: st.one_of(
+            st.builds(And, st.lists(inner, min_size=2, max_size=3).map(tuple)),
+            st.builds(Or, st.lists(inner, min_size=2, max_size=3).map(tuple)),
+            *(st.builds(node, inner) for node in more),
+        ),
+        max_leaves=6,
+    )
+
+
+TREE = combined(st.one_of(ONE_WAY, combined(REVERSIBLE, Not)))
 
 
 @given(TREE, st.sampled_from("\"'"))
