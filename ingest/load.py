@@ -147,14 +147,19 @@ def revision_of(raw: bytes) -> str:
 
 
 def load_document(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Document:
-    """The file's Document; its source is the resolved path. Memory does not grow with the file.
+    """The file's Document; its source is the one given, else the resolved path. Memory does not grow with the file.
 
     Raises DocumentError for a file that is gone, unreadable, no regular file, empty, binary, or larger than
     `max_file_bytes`, and for a name that is not Unicode.
     """
-    source = path.resolve().as_posix()
+    source = source or path.resolve().as_posix()
     if printable(source) != source:
         raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     try:
@@ -172,13 +177,18 @@ def load_document(
 
 
 def load_documents(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Iterator[Document | Failure]:
     """The file's documents in order. A file that cannot be used, or a part of one, is a Failure; none is raised."""
     try:
-        yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata)
+        yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata, source=source)
     except DocumentError as error:
-        yield Failure(printable(str(path)), str(error))
+        yield Failure(source or printable(str(path)), str(error))
 
 
 def tell_media_type(head: bytes, name: str) -> str:

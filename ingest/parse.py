@@ -54,7 +54,7 @@ def parse_document(document: Document, limits: IngestSettings, path: Path | None
         return parse_html(text, document)
     if document.media_type == MARKDOWN:
         return parse_markdown(text, document)
-    return ParsedDocument(document, title=path.stem, pages=(Page(1, text, 0),))
+    return ParsedDocument(document, title=Path(document.source).stem, pages=(Page(1, text, 0),))
 
 
 def decode_text(raw: bytes, declared: str | None = None) -> str:

@@ -70,6 +70,7 @@ def ingest_documents(
     acl: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     prune: bool = False,
+    sources: Mapping[Path, str] | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Brings a collection up to date with files, folders and globs.
@@ -77,7 +78,8 @@ def ingest_documents(
     A file whose bytes are stored already is not parsed again, unless `acl` or `metadata` are given and differ from what
     is stored. Empty ones mean "as stored": a run that does not name groups never opens a document to everyone. A former
     revision stays until all of the new one is written; where the new one cannot be read, that is reported and it stays.
-    `prune` removes the stored documents whose files were in one of the folders among `paths` and are gone.
+    `prune` removes the stored documents whose files were in one of the folders among `paths` and are gone. `sources`
+    maps resolved paths to the sources that their documents have instead.
 
     Memory holds one document's text and chunks, and the vectors of one batch. Raises StoreUnavailableError,
     IndexMismatchError and ModelError; what was published up to there stays, and the same call again goes on from it.
@@ -98,7 +100,13 @@ def ingest_documents(
 
     publisher = Publisher(store, collection, embed, analyze, settings.ingest.embed_batch, on_written=report)
     for path in found.files:
-        for document in load_documents(path, max_file_bytes=settings.ingest.max_file_bytes, acl=acl, metadata=metadata):
+        for document in load_documents(
+            path,
+            max_file_bytes=settings.ingest.max_file_bytes,
+            acl=acl,
+            metadata=metadata,
+            source=sources.get(path) if sources else None,
+        ):
             if isinstance(document, Failure):
                 failures.append(document)
                 continue

@@ -129,7 +129,7 @@ def build_fake_app(settings: Settings) -> Any:
         return serve.deployment(target, ray_actor_options={"num_cpus": 0.01}, max_ongoing_requests=64)
 
     ingress = serve.deployment(
-        serve.ingress(create_api(settings.serve.max_body_bytes))(Orchestrator),
+        serve.ingress(create_api(settings.serve))(Orchestrator),
         ray_actor_options={"num_cpus": 0.01},
         max_ongoing_requests=settings.serve.max_inflight + settings.serve.max_queued + SPARE_REQUESTS,
     )
