@@ -21,6 +21,13 @@ def _refuse_control(text: str) -> str:
     return text
 
 
+def _refuse_path(source: str) -> str:
+    # An absolute path is the source of a file that `rag ingest` read here: no client may pass for one.
+    if source.startswith("/"):
+        raise ValueError("it is a path of a machine; give a name or a URL")
+    return source
+
+
 def _refuse_size(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     if size > MAX_METADATA_BYTES:
@@ -34,6 +41,7 @@ _Name = Annotated[
     StringConstraints(min_length=1, max_length=MAX_NAME_CHARS, strip_whitespace=True),
     AfterValidator(_refuse_control),
 ]
+_Source = Annotated[_Name, AfterValidator(_refuse_path)]
 _Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
 _Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_size)]
 
@@ -53,7 +61,7 @@ class UploadFields(_Request):
 class FileFields(UploadFields):
     """The fields of a multipart `POST /documents`; `source` only with a single file."""
 
-    source: _Name | None = None
+    source: _Source | None = None
 
 
 class TextRequest(UploadFields):
@@ -61,7 +69,7 @@ class TextRequest(UploadFields):
 
     text: Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
     title: _Name
-    source: _Name
+    source: _Source
 
 
 class CollectionRequest(_Request):

@@ -64,6 +64,11 @@ class FakeRetriever:
         await self._store.ping()
 
 
+class FakeIndexer:
+    async def ready(self) -> None:
+        return None
+
+
 class FakeReranker:
     """Scores by the fraction of the query's terms that a span holds."""
 
@@ -139,4 +144,5 @@ def build_fake_app(settings: Settings) -> Any:
         stage(FakeRetriever).bind(),
         stage(FakeReranker).bind(),
         stage(FakeGenerator).bind(settings.data_dir / "generator.log"),
+        stage(FakeIndexer).bind(),
     )

@@ -214,6 +214,7 @@ async def test_a_name_is_never_a_path(doors: Doors, tmp_path: Path, name: str, s
         pytest.param({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "JSON", id="no_json"),
         pytest.param({"json": text_request(text=" \n")}, 422, "text", id="blank_text"),
         pytest.param({"json": text_request(source=None)}, 422, "source", id="no_source"),
+        pytest.param({"json": text_request(source="/home/x/a.md")}, 422, "path", id="absolute_path"),
         pytest.param({"json": text_request(source="a\nb")}, 422, "source", id="control_character"),
         pytest.param({"json": text_request(source="a" * 1001)}, 422, "source", id="long_source"),
         pytest.param({"json": text_request(path="/etc")}, 422, "path", id="unknown_field"),
