@@ -20,14 +20,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from deployments.admission import Admission
+from deployments.documents import DocumentDoors, upload_limits
+from deployments.documents import router as document_router
 from deployments.errors import call_stage, iterate_stage, json_problem, problem, problem_body, problem_response
-from deployments.http import RequestGate
+from deployments.http import JSON, BodyLimit, RequestGate
+from deployments.intake import Intake
+from deployments.jobs import JobStore
 from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
 from deployments.sse import encode_event, event_name_and_data, with_comments
 from deployments.watch import Watch
 from rag.analyze import terms
 from rag.clock import RequestClock
-from rag.config import Settings
+from rag.config import ServeSettings, Settings
 from rag.errors import RagError, StageError, UnknownModelError
 from rag.filter_language import parse_filter
 from rag.filters import Filter
@@ -55,17 +59,21 @@ class Orchestrator:
         retriever: DeploymentHandle,
         reranker: DeploymentHandle,
         generator: DeploymentHandle,
+        indexer: DeploymentHandle,
     ) -> None:
         self._settings = settings
-        self._handles = {
+        stages = {
             "embedder": embedder,
             "retriever": retriever,
             "reranker": reranker,
             "generator": generator,
         }
+        self._handles = {**stages, "indexer": indexer}
+        jobs = JobStore(settings.data_dir)
+        self.documents = DocumentDoors(Intake(settings.serve, jobs), jobs, indexer)
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
-        self._steps = build_steps(settings, self._watch, **self._handles)
+        self._steps = build_steps(settings, self._watch, **stages)
         terms("준비")  # loads the Korean model before the first question waits for it
 
     def _watch(self) -> Watch:
@@ -140,6 +148,8 @@ class Orchestrator:
             "limits": {
                 "question_chars": 4000,
                 "body_bytes": settings.serve.max_body_bytes,
+                "upload_bytes": settings.serve.max_upload_bytes,
+                "upload_files": settings.serve.max_upload_files,
                 "max_inflight": settings.serve.max_inflight,
                 "max_queued": settings.serve.max_queued,
                 "deadline_s": settings.deadlines.total_s,
@@ -216,7 +226,7 @@ class Orchestrator:
         )
 
 
-def create_api(max_body_bytes: int) -> FastAPI:
+def create_api(serving: ServeSettings) -> FastAPI:
     """The ASGI application: routes, the request gate and a problem response for every error."""
     api = FastAPI(
         title="rag",
@@ -230,7 +240,9 @@ def create_api(max_body_bytes: int) -> FastAPI:
         },
     )
     api.include_router(router)
-    api.add_middleware(RequestGate, max_body_bytes=max_body_bytes)
+    api.include_router(document_router)
+    limits = [BodyLimit(JSON, serving.max_body_bytes, "serve.max_body_bytes")]
+    api.add_middleware(RequestGate, limits=limits, own_limits=upload_limits(serving))
     return api
 
 

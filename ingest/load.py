@@ -156,9 +156,16 @@ def revision_of(raw: bytes) -> str:
 
 
 def load_document(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Document:
-    """The Document of a file that is one; its source is the resolved path. Memory does not grow with the file.
+    """The Document of a file that is one; its source is the one given, else the resolved path.
+
+    Memory does not grow with the file.
 
     Raises DocumentError for a file that is gone, unreadable, no regular file, empty, binary, JSON lines, or larger than
     `max_file_bytes`, and for a name that is not Unicode.
@@ -170,12 +177,19 @@ def load_document(
         revision = hash_file(path, max_file_bytes)
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
-    source = path.resolve().as_posix()
+    source = source or path.resolve().as_posix()
+    if printable(source) != source:
+        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     return Document(document_id_of(source), source, revision, media_type, tuple(acl), dict(metadata or {}))
 
 
 def load_documents(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Iterator[Document | Failure]:
     """The file's documents in order. A file that cannot be used, or a part of one, is a Failure; none is raised.
 
@@ -187,11 +201,11 @@ def load_documents(
         if _tell_file(path, max_file_bytes) == JSONL:
             yield from _load_rows(path, max_file_bytes, tuple(acl), dict(metadata or {}))
         else:
-            yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata)
+            yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata, source=source)
     except OSError as error:
-        yield Failure(printable(str(path)), unreadable(error))
+        yield Failure(source or printable(str(path)), unreadable(error))
     except DocumentError as error:
-        yield Failure(printable(str(path)), str(error))
+        yield Failure(source or printable(str(path)), str(error))
 
 
 def _load_rows(
@@ -229,9 +243,6 @@ def _load_row(raw: bytes, part: Span, acl: tuple[str, ...], metadata: Mapping[st
 
 def _tell_file(path: Path, max_file_bytes: int) -> str:
     """The media type of a file that can be read. Raises OSError, and DocumentError for one that is of no use."""
-    source = path.resolve().as_posix()
-    if printable(source) != source:
-        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise DocumentError("it is not a regular file; name a file or a folder")

@@ -86,6 +86,7 @@ def ingest_documents(
     acl: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     prune: bool = False,
+    sources: Mapping[Path, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> IngestReport:
     """Brings a collection up to date with files, folders and globs; `journal` is that collection's.
@@ -95,7 +96,7 @@ def ingest_documents(
     former revision stays until all of the new one is written; where the new one cannot be read, that is reported and it
     stays. A new document with the bytes of one whose file is gone takes its place, and counts as replacing it. `prune`
     removes the stored documents whose files were in one of the folders among `paths` and are gone, and those that a
-    file which was read no longer holds.
+    file which was read no longer holds. `sources` maps resolved paths to the sources that their documents have instead.
 
     A run that is killed anywhere is made good by the next one, whatever paths that is given: it finishes what was being
     written, and removes what cannot be finished. `say` is told what was found.
@@ -109,7 +110,7 @@ def ingest_documents(
     reconcile(store, collection, journal, say)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
         publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
-        run = _Run(publisher, count_tokens, fingerprint, settings, progress, found.files)
+        run = _Run(publisher, count_tokens, fingerprint, settings, progress, found.files, sources or {})
         left_behind = _files_of_unfinished(journal).difference(found.files)
         for path in found.files:
             run.take_file(path, acl, metadata)
@@ -143,6 +144,7 @@ class _Run:
     settings: Settings
     progress: Callable[[Progress], None] | None
     given: Sequence[Path]
+    sources: Mapping[Path, str]
     started: float = field(default_factory=time.monotonic)
     bytes_total: int = field(init=False)
     files: int = 0
@@ -164,7 +166,8 @@ class _Run:
     def take_file(self, path: Path, acl: Sequence[str], metadata: Mapping[str, Any] | None) -> None:
         whole = True
         limit = self.settings.ingest.max_file_bytes
-        for document in load_documents(path, max_file_bytes=limit, acl=acl, metadata=metadata):
+        source = self.sources.get(path)
+        for document in load_documents(path, max_file_bytes=limit, acl=acl, metadata=metadata, source=source):
             if isinstance(document, Failure):
                 self.failures.append(document)
                 whole = False

@@ -218,6 +218,12 @@ class ServeSettings(_Step):
     max_queued: int = Field(32, ge=0, description="questions waiting beyond those; more are refused with 503")
     max_body_bytes: int = Field(1 * MIB, ge=1024)
     anonymous_groups: tuple[str, ...] = Field((), description="whose documents a caller without a key may see")
+    max_upload_bytes: int = Field(200 * MIB, ge=1024, description="a multipart body of POST /documents")
+    max_text_bytes: int = Field(16 * MIB, ge=1024, description="a JSON body of POST /documents")
+    max_upload_files: int = Field(100, ge=1, description="files of one POST /documents")
+    max_uploads: int = Field(4, ge=1, description="uploads received at once; more are refused with 503")
+    max_stored_bytes: int = Field(2048 * MIB, ge=1024, description="uploads that wait for their jobs, all together")
+    keep_jobs_days: int = Field(7, ge=1, description="how long GET /jobs/{id} knows a finished job")
     logical_cpus: int = Field(8, ge=1, description="what Ray counts as this machine's CPUs when it is started here")
     object_store_bytes: int = Field(256 * MIB, ge=78 * MIB)
     orchestrator: StageServing = StageServing()
@@ -225,6 +231,7 @@ class ServeSettings(_Step):
     retriever: StageServing = StageServing()
     reranker: StageServing = StageServing()
     generator: StageServing = StageServing(num_cpus=1)
+    indexer: StageServing = StageServing()
 
 
 class _ProfileSource(PydanticBaseSettingsSource):

@@ -6,13 +6,19 @@ RagError
 │   ├── DocumentError        one document cannot be read; its message is the reason a report gives
 │   ├── FilterError          a filter expression cannot be used; `column` says where
 │   ├── UnknownCollectionError
-│   └── UnknownModelError
+│   ├── UnknownDocumentError
+│   ├── UnknownJobError
+│   ├── UnknownModelError
+│   ├── MalformedError       a body is not what its content type says
+│   ├── MediaTypeError       a body of another content type than those taken
+│   └── TooLargeError        more bytes or files than are taken
 ├── IndexMismatchError       the collection was built with another embedder or splitter
 ├── StoreUnavailableError    Milvus does not answer
 ├── ModelError               weights are missing, damaged or unfit for this machine
 ├── StageError               a stage failed; `stage` names it
 │   └── StageTimeoutError    a stage used up its share of the deadline
 ├── OverloadedError          the queue is full; try again after `retry_after_s`
+│   └── QuotaError           what is stored for later fills its share of the disk
 └── DeadlineError            the request's deadline passed
 """
 
@@ -65,6 +71,26 @@ class UnknownModelError(InputError):
     """No served LLM has this name."""
 
 
+class UnknownDocumentError(InputError):
+    """The collection has no such document, or none that the caller may see."""
+
+
+class UnknownJobError(InputError):
+    """No job has this id."""
+
+
+class MalformedError(InputError):
+    """A body is not what its content type says."""
+
+
+class MediaTypeError(InputError):
+    """A body of another content type than those taken."""
+
+
+class TooLargeError(InputError):
+    """More bytes or files than are taken."""
+
+
 class IndexMismatchError(RagError):
     """The collection was built with another embedder, dimension, prefix or splitter."""
 
@@ -102,6 +128,10 @@ class OverloadedError(RagError):
 
     def __reduce__(self) -> tuple[type[OverloadedError], tuple[str, int]]:
         return type(self), (str(self), self.retry_after_s)
+
+
+class QuotaError(OverloadedError):
+    """What is stored for later fills its share of the disk."""
 
 
 class DeadlineError(RagError):

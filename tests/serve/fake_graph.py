@@ -84,6 +84,11 @@ class FakeRetriever:
         await self._store.ping()
 
 
+class FakeIndexer:
+    async def ready(self) -> None:
+        return None
+
+
 class FakeReranker:
     """Scores by the fraction of the query's terms that a span holds."""
 
@@ -149,7 +154,7 @@ def build_fake_app(settings: Settings) -> Any:
         return serve.deployment(target, ray_actor_options={"num_cpus": 0.01}, max_ongoing_requests=64)
 
     ingress = serve.deployment(
-        serve.ingress(create_api(settings.serve.max_body_bytes))(Orchestrator),
+        serve.ingress(create_api(settings.serve))(Orchestrator),
         ray_actor_options={"num_cpus": 0.01},
         max_ongoing_requests=settings.serve.max_inflight + settings.serve.max_queued + SPARE_REQUESTS,
     )
@@ -159,4 +164,5 @@ def build_fake_app(settings: Settings) -> Any:
         stage(FakeRetriever).bind(),
         stage(FakeReranker).bind(),
         stage(FakeGenerator).bind(settings.data_dir / "generator.log"),
+        stage(FakeIndexer).bind(),
     )

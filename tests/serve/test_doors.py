@@ -209,7 +209,7 @@ def test_health_readiness_and_facts(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json()["stages"] == dict.fromkeys(("embedder", "retriever", "reranker", "generator"), "ok")
+    assert ready.json()["stages"] == dict.fromkeys(("embedder", "retriever", "reranker", "generator", "indexer"), "ok")
     info = client.get("/info").json()
     assert info["limits"]["max_inflight"] == 2
     assert list(info["index_versions"]) == ["default"]

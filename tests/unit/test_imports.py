@@ -22,6 +22,7 @@ PACKAGES = {
 # The commands' bodies, which may import every package, but only when they run.
 COMMANDS = {
     "rag.cli": {"ingest", "deployments", "eval"},
+    "rag.cli_documents": {"ingest"},
     "rag.doctor": {"ingest"},
 }
 
@@ -74,7 +75,9 @@ RAG = {
     # the command
     "client": {"errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
-    "cli": {"config", "errors", "profiles", "client", "connect", "doctor", "metadata", "models"},
+    "cli_edge": {"config", "errors", "profiles"},
+    "cli_documents": {"cli_edge", "connect", "store", "types"},
+    "cli": {"cli_edge", "cli_documents", "client", "connect", "doctor", "metadata", "models"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
@@ -99,11 +102,12 @@ LIBRARIES = {
     "kiwipiepy": {"rag.analyze"},
     "Stemmer": {"rag.analyze"},
     "sentencex": {"rag.sentences"},
-    "pydantic": {"rag.config", "deployments.schemas"},
+    "pydantic": {"rag.config", "deployments.schemas", "deployments.document_schemas", "deployments.intake"},
+    "python_multipart": {"deployments.multipart"},
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
-    "click": {"rag.cli"},
+    "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents"},
     "httpx": {"rag.client"},
     "tqdm": {"ingest.run"},
     "pypdf": {"ingest.read_pdf"},

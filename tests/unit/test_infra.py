@@ -117,7 +117,7 @@ class TestServeFile:
 def test_the_gpu_profile_fits_one_gpu() -> None:
     serving = load_settings(profile="gpu").serve
     stages = [stage for _, stage in serving if isinstance(stage, StageServing)]
-    assert len(stages) == 5
+    assert len(stages) == 6
     assert 0 < sum(stage.replicas * stage.num_gpus for stage in stages) <= 1 + 1e-9
 
 
