@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from rag.errors import (
     DeadlineError,
+    FilterError,
     IndexMismatchError,
     InputError,
     MalformedError,
@@ -75,6 +76,8 @@ def problem(request_id: str, instance: str, error: RagError) -> dict[str, Any]:
     body["retryable"] = outcome.retry_after_s is not None
     if isinstance(error, StageError):
         body["stage"] = error.stage
+    if isinstance(error, FilterError):
+        body["errors"] = [{"field": "filter", "message": error.reason, "column": error.column}]
     return body
 
 

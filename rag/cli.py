@@ -15,6 +15,11 @@ from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, find_url, print_json, read_settings, say, settings_options, url_option
 
 
+_filter_option = click.option(
+    "--filter", "expression", metavar="EXPR", help="""Only documents that it means, as: lang == "ko" and year >= 2024"""
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @settings_options
 @click.version_option(package_name="rag", prog_name="rag")
@@ -59,7 +64,7 @@ def _interrupt(*_: object) -> None:
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--collection", default="default", show_default=True)
 @click.option("--acl", multiple=True, metavar="GROUP", help="Groups that may see the documents.")
-@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document.")
+@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document; a list by its name again.")
 @click.option("--prune", is_flag=True, help="Remove documents whose file is gone from the folders given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -74,15 +79,17 @@ def ingest(
     as_json: bool,
 ) -> None:
     """Read files, folders and globs into a collection."""
-    pairs = dict(_pair(one) for one in metadata)
+    pairs = [_pair(one) for one in metadata]
     from ingest.run import run_ingest
+    from rag.metadata import read_metadata
 
+    settings = read_settings(context)
     report = run_ingest(
-        read_settings(context),
+        settings,
         paths,
         collection=collection,
         acl=acl,
-        metadata=pairs,
+        metadata=read_metadata(pairs, settings.store.metadata_fields),
         prune=prune,
         say=say,
     )
@@ -110,7 +117,7 @@ def _pair(text: str) -> tuple[str, str]:
 @settings_options
 @click.argument("question")
 @click.option("--collection", default="default", show_default=True)
-@click.option("--filter", "expression", help="Filter expression.")
+@_filter_option
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
@@ -150,15 +157,25 @@ def _show_citations(response: dict[str, Any]) -> None:
 @click.argument("query")
 @click.option("--top-k", type=click.IntRange(1, 200), default=10, show_default=True)
 @click.option("--collection", default="default", show_default=True)
+@_filter_option
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
 @edge
-def search(context: click.Context, query: str, top_k: int, collection: str, url: str | None, as_json: bool) -> None:
+def search(
+    context: click.Context,
+    query: str,
+    top_k: int,
+    collection: str,
+    expression: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
     """Search only: passages, best first."""
     from rag.client import ServiceClient
 
-    found = ServiceClient(find_url(context, url)).search({"query": query, "top_k": top_k, "collection": collection})
+    body = {"query": query, "top_k": top_k, "collection": collection, "filter": expression}
+    found = ServiceClient(find_url(context, url)).search(body)
     if as_json:
         print_json(found)
         return

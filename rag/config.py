@@ -9,17 +9,29 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from rag.errors import SettingsError
+from rag.filter_language import METADATA_FIELDS, check_field_names
+from rag.filters import FieldKind
 from rag.language import Language
 from rag.profiles import PROFILES
 
@@ -48,12 +60,13 @@ class EmbedderSettings(_Step):
 
 
 class StoreSettings(_Step):
-    """Milvus. Without `uri` the embedded one is started in the data directory when needed."""
+    """Milvus; without `uri` the embedded one. `metadata_fields`: what a filter may name, with what each holds."""
 
     uri: str | None = None
     token: SecretStr | None = None
     timeout_s: float = Field(10.0, gt=0)
     start_timeout_s: float = Field(30.0, gt=0, description="how long the embedded server may take to start")
+    metadata_fields: Annotated[Mapping[str, FieldKind], AfterValidator(check_field_names)] = METADATA_FIELDS
 
 
 class ChunkSettings(_Step):
@@ -204,6 +217,7 @@ class ServeSettings(_Step):
     max_uploads: int = Field(4, ge=1, description="uploads received at once; more are refused with 503")
     max_stored_bytes: int = Field(2048 * MIB, ge=1024, description="uploads that wait for their jobs, all together")
     keep_jobs_days: int = Field(7, ge=1, description="how long GET /jobs/{id} knows a finished job")
+    anonymous_groups: tuple[str, ...] = Field((), description="whose documents a caller without a key may see")
     logical_cpus: int = Field(8, ge=1, description="what Ray counts as this machine's CPUs when it is started here")
     object_store_bytes: int = Field(256 * MIB, ge=78 * MIB)
     orchestrator: StageServing = StageServing()

@@ -4,6 +4,7 @@ RagError
 ├── SettingsError            a setting is wrong; the message names it, its value and the valid choices
 ├── InputError               what the caller sent cannot be used
 │   ├── DocumentError        one document cannot be read; its message is the reason a report gives
+│   ├── FilterError          a filter expression cannot be used; `column` says where
 │   ├── UnknownCollectionError
 │   ├── UnknownDocumentError
 │   ├── UnknownJobError
@@ -38,6 +39,18 @@ class InputError(RagError):
 
 class DocumentError(InputError):
     """One document cannot be read; the others go on."""
+
+
+class FilterError(InputError):
+    """A filter expression cannot be used; `column` counts its characters from 1."""
+
+    def __init__(self, column: int, reason: str) -> None:
+        super().__init__(f"the filter, at column {column}: {reason}")
+        self.column = column
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FilterError], tuple[int, str]]:
+        return type(self), (self.column, self.reason)
 
 
 class UnknownCollectionError(InputError):

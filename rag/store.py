@@ -20,7 +20,7 @@ from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 from pymilvus.exceptions import DataNotMatchException, DataTypeNotMatchException, ParamError
 
 from rag.errors import InputError, RagError, StoreUnavailableError, UnknownCollectionError
-from rag.filters import Equals, Filter, compile_filter, compile_filter_after
+from rag.filters import And, Equals, Filter, compile_filter, compile_filter_after, visible_to
 from rag.store_rows import (
     CHUNK_COLUMNS,
     DOCUMENT_COLUMNS,
@@ -41,7 +41,7 @@ from rag.store_rows import (
     order_hits,
     read_description,
 )
-from rag.types import Chunk, Hit, IndexFingerprint, Scores, SearchResult, StoredChunk, StoredDocument, Vector
+from rag.types import Chunk, Groups, Hit, IndexFingerprint, Scores, SearchResult, StoredChunk, StoredDocument, Vector
 
 # pymilvus logs a traceback for each error that it also raises.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -165,23 +165,41 @@ class MilvusStore:
 
     # --- searching ---
 
-    async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
+    # Both find chunks that a caller of `groups` may see, and of those what `where` means, all when it is None.
+
+    async def dense_search(
+        self,
+        collection: str,
+        vector: Vector,
+        top_k: int,
+        *,
+        groups: Groups = frozenset(),
+        where: Filter | None = None,
+    ) -> SearchResult:
         """At most top_k hits for a query vector (dim,), by cosine similarity, best first, ties by chunk_id."""
         check_top_k(top_k)
         fingerprint = await self._check_async(collection)
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (fingerprint.dimension,):
             raise InputError(f"the query vector has shape {query.shape}; ({fingerprint.dimension},) is expected")
-        hits = await self._search(collection, query, "vector", "COSINE", top_k)
+        hits = await self._search(collection, query, "vector", "COSINE", top_k, groups, where)
         return SearchResult(tuple(as_dense(hit) for hit in hits), fingerprint.index_version)
 
-    async def lexical_search(self, collection: str, analyzed_query: str, top_k: int) -> SearchResult:
+    async def lexical_search(
+        self,
+        collection: str,
+        analyzed_query: str,
+        top_k: int,
+        *,
+        groups: Groups = frozenset(),
+        where: Filter | None = None,
+    ) -> SearchResult:
         """At most top_k hits for terms between spaces, by BM25, best first, ties by chunk_id. No terms, no hits."""
         check_top_k(top_k)
         fingerprint = await self._check_async(collection)
         if not analyzed_query.strip():
             return SearchResult((), fingerprint.index_version)
-        hits = await self._search(collection, analyzed_query, "sparse", "BM25", top_k)
+        hits = await self._search(collection, analyzed_query, "sparse", "BM25", top_k, groups, where)
         return SearchResult(tuple(as_lexical(hit) for hit in hits), fingerprint.index_version)
 
     async def ping(self) -> None:
@@ -206,8 +224,17 @@ class MilvusStore:
     # --- calls ---
 
     async def _search(
-        self, collection: str, query: np.ndarray | str, column: str, metric: str, top_k: int
+        self,
+        collection: str,
+        query: np.ndarray | str,
+        column: str,
+        metric: str,
+        top_k: int,
+        groups: Groups,
+        where: Filter | None,
     ) -> Sequence[Hit]:
+        """The one way into Milvus' search: what a caller may not see is left out whatever the filter says."""
+        wanted = [*([] if groups is None else [visible_to(groups)]), *([] if where is None else [where])]
         async with self._async_failures(collection) as client:
             try:
                 found = await client.search(
@@ -215,6 +242,7 @@ class MilvusStore:
                     data=[query],
                     anns_field=column,
                     limit=top_k,
+                    filter=compile_filter(And(tuple(wanted))) if wanted else "",
                     output_fields=HIT_COLUMNS,
                     search_params={"metric_type": metric},
                     consistency_level=CONSISTENCY,

@@ -13,10 +13,10 @@ from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusC
 from pymilvus.milvus_client.index import IndexParams
 
 from rag.errors import IndexMismatchError, InputError
-from rag.filters import from_column, to_column
+from rag.filters import from_column, from_json_column, to_column, to_json_column
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_TEXT_BYTES = 65_535  # Milvus' limit on a VARCHAR, and on a JSON value
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_ARRAY_LENGTH = 4_096  # Milvus' limit on an ARRAY
@@ -138,13 +138,13 @@ def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
         "last_page": -1 if chunk.last_page is None else chunk.last_page,
         "page_starts": list(chunk.page_starts),
         "heading": chunk.heading,
-        "title": row.title,
+        "title": to_column(row.title),
         "source": to_column(row.source),
         "acl": [to_column(group) for group in row.acl],
-        "metadata": dict(row.metadata),
+        "metadata": to_json_column(dict(row.metadata)),
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
-        "updated_at": row.updated_at,
+        "updated_at": to_column(row.updated_at),
     }
     _check_fit(columns)
     return columns
@@ -172,13 +172,13 @@ def decode_document(columns: Mapping[str, Any]) -> StoredDocument:
     return StoredDocument(
         document_id=from_column(columns["document_id"]),
         source=from_column(columns["source"]),
-        title=columns["title"],
+        title=from_column(columns["title"]),
         revision=from_column(columns["revision"]),
         chunks=int(columns["document_chunks"]),
         pages=_page(columns["document_pages"]),
         acl=tuple(from_column(group) for group in columns["acl"]),
-        metadata=dict(columns["metadata"]),
-        updated_at=columns["updated_at"],
+        metadata=from_json_column(columns["metadata"]),
+        updated_at=from_column(columns["updated_at"]),
     )
 
 
@@ -186,7 +186,7 @@ def decode_hit(columns: Mapping[str, Any], score: float, scores: Scores) -> Hit:
     """The hit of a row's HIT_COLUMNS."""
     return Hit(
         chunk=decode_chunk(columns),
-        title=columns["title"],
+        title=from_column(columns["title"]),
         source=from_column(columns["source"]),
         score=score,
         scores=scores,

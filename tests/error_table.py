@@ -5,6 +5,7 @@ from __future__ import annotations
 from rag.errors import (
     DeadlineError,
     DocumentError,
+    FilterError,
     IndexMismatchError,
     InputError,
     MalformedError,
@@ -30,6 +31,7 @@ ERRORS: list[tuple[RagError, int]] = [
     (SettingsError("wrong"), 500),
     (InputError("cannot be used"), 422),
     (DocumentError("damaged"), 422),
+    (FilterError(6, "write =="), 422),
     (UnknownCollectionError("nope"), 404),
     (UnknownDocumentError("no such document"), 404),
     (UnknownJobError("no such job"), 404),

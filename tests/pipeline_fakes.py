@@ -11,12 +11,14 @@ import numpy as np
 
 from rag.analyze import analyze, terms
 from rag.config import Settings, load_settings
+from rag.filters import Filter
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
 from rag.types import (
     Chunk,
     Generate,
     GeneratedText,
+    Groups,
     Hit,
     IndexFingerprint,
     Message,
@@ -171,8 +173,10 @@ def make_search(documents: Mapping[str, Sequence[str]] = DOCUMENTS, **steps: Any
     """The searching side over `documents`; `steps` stand in for single ones."""
     store = stored_documents(documents)
 
-    async def lexical_search(collection: str, query: str, top_k: int) -> SearchResult:
-        return await store.lexical_search(collection, analyze(query), top_k)
+    async def lexical_search(
+        collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await store.lexical_search(collection, analyze(query), top_k, groups=groups, where=where)
 
     search = SearchSteps(HashEmbedder().embed, store.dense_search, lexical_search, WordScorer(), terms)
     return replace(search, **steps)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,117 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rag.embedded_store import ensure_server
 from rag.errors import IndexMismatchError, InputError, UnknownCollectionError
 from rag.filters import And, Equals, HasAny, NotEquals, OneOf
-from rag.store import MilvusStore
 from rag.store_rows import MAX_TEXT_BYTES
-from rag.types import Chunk, IndexFingerprint, StoredChunk
-from tests.fakes import InMemoryStore
-
-DIMENSION = 4
-FINGERPRINT = IndexFingerprint("hash", DIMENSION, True, "", "", splitter="s", analyzer="1")
-HAS_LITE = importlib.util.find_spec("milvus_lite") is not None
-ODD_TEXTS = [
-    "한글 문서 (최종).md",
-    'a "quoted" name',
-    "it's",
-    "back\\slash\\",
-    '\\" or ordinal >= 0',
-    "two\nlines\r\n\ttab",
-    "nul\x00 and \x7f",
-    "␛000a",
-    "😀 %_{}[]",
-    " spaces ",
-    "",
-]
-
-Store = InMemoryStore | MilvusStore
-OpenStore = Callable[[IndexFingerprint | None], Store]
-
-
-@pytest.fixture(
-    scope="module",
-    params=["fake", pytest.param("milvus-lite", marks=pytest.mark.skipif(not HAS_LITE, reason="needs the cpu extra"))],
+from rag.types import Chunk, StoredChunk
+from tests.store_checks import (
+    DIMENSION,
+    FINGERPRINT,
+    ODD_TEXTS,
+    OpenStore,
+    Store,
+    dense_ids,
+    lexical_ids,
+    row,
+    vector,
 )
-def open_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStore]:
-    if request.param == "fake":
-        first = InMemoryStore()
-        yield first.sharing
-        return
-    with ensure_server(tmp_path_factory.mktemp("store"), start_timeout_s=30, idle_s=1) as server:
-        opened: list[MilvusStore] = []
-
-        def open_milvus(fingerprint: IndexFingerprint | None) -> MilvusStore:
-            opened.append(MilvusStore(server.uri, timeout_s=20, fingerprint=fingerprint))
-            return opened[-1]
-
-        yield open_milvus
-        for store in opened:
-            store.close()
-
-
-@pytest.fixture(scope="module")
-def store(open_store: OpenStore) -> Store:
-    return open_store(FINGERPRINT)
-
-
-@pytest.fixture(autouse=True)
-async def _closed_with_its_loop(store: Store) -> AsyncIterator[None]:
-    yield
-    await store.aclose()
-
-
-@pytest.fixture(scope="module")
-def shared_collection(store: Store) -> str:
-    store.ensure_collection("shared", FINGERPRINT)
-    return "shared"
-
-
-@pytest.fixture
-def collection(store: Store, shared_collection: str) -> Iterator[str]:
-    """A collection without rows; making one takes Milvus over a second, emptying it does not."""
-    yield shared_collection
-    store.delete(shared_collection, And(()))
-
-
-@pytest.fixture
-def new_collection(store: Store) -> Iterator[str]:
-    """A collection that never had rows: BM25's statistics remember deleted ones for a while."""
-    store.ensure_collection("new", FINGERPRINT)
-    yield "new"
-    store.drop_collection("new")
-
-
-def vector(*values: float) -> np.ndarray:
-    padded = np.zeros(DIMENSION, dtype=np.float32)
-    padded[: len(values)] = values
-    return padded / np.linalg.norm(padded)
-
-
-def row(chunk_id: str, document_id: str = "d1", ordinal: int = 0, analyzed: str = "", **changes: object) -> StoredChunk:
-    values: dict[str, object] = {
-        "chunk": Chunk(chunk_id, document_id, "r1", ordinal, f"text of {chunk_id}", 0, 10),
-        "vector": vector(1),
-        "analyzed": analyzed,
-        "title": f"title of {document_id}",
-        "source": f"{document_id}.md",
-        "acl": (),
-        "metadata": {},
-        "document_chunks": 1,
-        "document_pages": None,
-        "updated_at": "2026-11-01T00:00:00Z",
-    }
-    return StoredChunk(**{**values, **changes})  # type: ignore[arg-type]
-
-
-async def dense_ids(store: Store, collection: str, query: np.ndarray, top_k: int = 10) -> list[str]:
-    return [hit.chunk.chunk_id for hit in (await store.dense_search(collection, query, top_k)).hits]
-
-
-async def lexical_ids(store: Store, collection: str, query: str, top_k: int = 10) -> list[str]:
-    return [hit.chunk.chunk_id for hit in (await store.lexical_search(collection, query, top_k)).hits]
-
 
 # --- collections ---
 

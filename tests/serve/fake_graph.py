@@ -11,12 +11,25 @@ import numpy as np
 from ray import cloudpickle, serve
 
 import tests.fakes
+import tests.filter_fake
 from deployments.app import SPARE_REQUESTS
 from deployments.ingress import Orchestrator, create_api
 from rag.analyze import analyze, terms
 from rag.config import Settings
 from rag.errors import StageError
-from rag.types import Chunk, GeneratedText, IndexFingerprint, Message, SearchResult, Span, StoredChunk, TextKind, Usage
+from rag.filters import Filter
+from rag.types import (
+    Chunk,
+    GeneratedText,
+    Groups,
+    IndexFingerprint,
+    Message,
+    SearchResult,
+    Span,
+    StoredChunk,
+    TextKind,
+    Usage,
+)
 from tests.fakes import HashEmbedder, InMemoryStore
 
 DOCUMENTS = {
@@ -51,11 +64,15 @@ class FakeRetriever:
             rows.append(StoredChunk(chunk, vector, analyze(text), source, source, (), {}, 1, None, "2026-01-01"))
         self._store.upsert("default", rows)
 
-    async def dense_search(self, collection: str, vector: np.ndarray, top_k: int) -> SearchResult:
-        return await self._store.dense_search(collection, vector, top_k)
+    async def dense_search(
+        self, collection: str, vector: np.ndarray, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await self._store.dense_search(collection, vector, top_k, groups=groups, where=where)
 
-    async def lexical_search(self, collection: str, query: str, top_k: int) -> SearchResult:
-        return await self._store.lexical_search(collection, analyze(query), top_k)
+    async def lexical_search(
+        self, collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await self._store.lexical_search(collection, analyze(query), top_k, groups=groups, where=where)
 
     async def index_versions(self) -> dict[str, str]:
         return {"default": FINGERPRINT.index_version}
@@ -127,7 +144,7 @@ def build_fake_app(settings: Settings) -> Any:
     """The graph of deployments.app with fakes behind the same handles."""
     import tests.serve.fake_graph as this
 
-    for module in (this, tests.fakes):
+    for module in (this, tests.fakes, tests.filter_fake):
         cloudpickle.register_pickle_by_value(module)  # workers do not have the tests on their path
 
     def stage(target: type) -> Any:

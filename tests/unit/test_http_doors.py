@@ -15,6 +15,7 @@ from deployments.ingress import create_api
 from deployments.schemas import AskRequest
 from rag.config import ServeSettings
 from rag.errors import (
+    FilterError,
     ModelError,
     OverloadedError,
     RagError,
@@ -261,6 +262,12 @@ async def test_every_error_has_its_status(error: RagError, status: int) -> None:
     assert body["retryable"] is isinstance(error, RETRYABLE)
     assert ("retry-after" in response.headers) is isinstance(error, RETRYABLE)
     assert body.get("stage") == getattr(error, "stage", None)
+
+
+async def test_a_mistake_in_a_filter_is_told_with_its_column() -> None:
+    body = check_problem(await send(make_api(FilterError(6, "write ==")), "GET", "/fail"), 422)
+    assert body["detail"] == "the filter, at column 6: write =="
+    assert body["errors"] == [{"field": "filter", "message": "write ==", "column": 6}]
 
 
 async def test_retry_after_is_the_error_s_own_where_it_says_one() -> None:

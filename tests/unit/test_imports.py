@@ -35,12 +35,14 @@ OWNERS = {"embed", "store", "rerank", "models"}
 EVERY_STEP = {"types", "errors", "config"}
 RAG = {
     # values
-    "types": set[str](),
+    "types": {"filters"},
     "errors": set[str](),
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "language", "profiles"},
+    "config": {"errors", "language", "profiles", "filters", "filter_language"},
     "filters": set[str](),
+    "filter_language": {"errors", "filters"},
+    "metadata": {"errors", "filters"},
     "clock": {"types", "errors"},
     "batching": set[str](),
     "cpu": set[str](),
@@ -63,7 +65,7 @@ RAG = {
     "extract": EVERY_STEP | {"language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quotes", "refusal", "extract"},
     # what composes them
-    "retrieve": EVERY_STEP | {"clock", "language", "fuse"},
+    "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "pipeline": EVERY_STEP
     | {"clock", "language", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
@@ -72,7 +74,7 @@ RAG = {
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_documents": {"cli_edge", "connect", "store", "types"},
-    "cli": {"cli_edge", "cli_documents", "client", "connect", "doctor", "models"},
+    "cli": {"cli_edge", "cli_documents", "client", "connect", "doctor", "metadata", "models"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
