@@ -77,14 +77,17 @@ class ChunkSettings(_Step):
 
 
 class IngestSettings(_Step):
-    """Limits on one document, and batch sizes."""
+    """Limits on one document, how formats are read, and batch sizes. With `ocr` the time limits are for each page."""
 
     parse_memory_bytes: int = Field(1536 * MIB, ge=64 * MIB)
     parse_cpu_s: int = Field(60, ge=1)
     parse_wall_s: float = Field(90.0, gt=0)
-    max_file_bytes: int = Field(100 * MIB, ge=1)
+    max_file_bytes: int = Field(100 * MIB, ge=1, description="of JSON lines: what a row may have, not the file")
     max_pages: int = Field(5000, ge=1)
     max_chars: int = Field(20_000_000, ge=1)
+    pdf_passwords: tuple[SecretStr, ...] = Field((), description="tried in this order on an encrypted PDF")
+    ocr: bool = Field(False, description="PDF pages without text are read from their image; needs the extra `ocr`")
+    ocr_languages: str = Field("eng+kor", min_length=1, description="tesseract's names of them, joined by +")
     embed_batch: int = Field(256, ge=1, description="chunks sorted by length and embedded together")
 
 

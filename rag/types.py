@@ -42,11 +42,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, numbered from 1; `start_char` is where its text starts within the document's text."""
+    """A page, numbered from 1; `start_char` is where its text starts within the document's text.
+
+    `label` is what the document itself calls the page ("iv", "A-3"), None where that is the number.
+    """
 
     number: int
     text: str
     start_char: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,11 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class ParsedDocument:
-    """A document's text. The document's text is its pages' texts, joined without anything between."""
+    """A document's text. The document's text is its pages' texts, joined without anything between.
+
+    It is stored only in chunks: parsing the same revision again, with the same settings, gives the same text, in which
+    a quote's surroundings can be shown.
+    """
 
     document: Document
     title: str

@@ -106,10 +106,13 @@ LIBRARIES = {
     "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents"},
     "httpx": {"rag.client"},
     "tqdm": {"ingest.run"},
-    "pypdf": {"ingest.pdf_child"},
-    "lxml": {"ingest.parse_html"},
-    "trafilatura": {"ingest.parse_html"},
-    "markdown_it": {"ingest.parse_markdown"},
+    "pypdf": {"ingest.read_pdf"},
+    "pypdfium2": {"ingest.read_image"},
+    "pytesseract": {"ingest.read_image"},
+    "docx": {"ingest.read_docx"},
+    "lxml": {"ingest.read_html", "ingest.read_docx"},
+    "trafilatura": {"ingest.read_html"},
+    "markdown_it": {"ingest.read_markdown"},
     "charset_normalizer": {"ingest.parse"},
     "langchain_text_splitters": {"ingest.blocks"},
 }
@@ -276,6 +279,24 @@ def test_commands_start_without_the_heavy_libraries(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_runs_in_the_reading_child_imports_no_other_module_of_ours() -> None:
+    child_side = [path for path in FILES if module_of(path) == "ingest.child" or path.name.startswith("read_")]
+    assert len(child_side) >= 5
+    for path in child_side:
+        ours = {name for name, _ in imports_of(path) if name.split(".")[0] in PACKAGES} - {"ingest"}
+        assert all(name.startswith(("ingest.lines", "ingest.read_image")) for name in ours)
+
+
+def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
+    """It forks, and a thread pool would count against each file's memory."""
+    code = (
+        "import ingest.child, ingest.read_pdf, ingest.read_html, ingest.read_docx, ingest.read_markdown, sys, os\n"
+        "print(len(os.listdir('/proc/self/task')), sorted({'numpy', 'pydantic', 'rag'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "[]"]
 
 
 def test_test_files_have_names_of_their_own_and_no_packages() -> None:

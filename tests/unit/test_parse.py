@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.assemble import assemble_markdown
 from ingest.load import load_document
 from ingest.parse import decode_text, parse_document
+from ingest.read_markdown import read
 from rag.config import IngestSettings
 from rag.errors import DocumentError
-from rag.types import ParsedDocument
+from rag.types import Document, ParsedDocument
 
 LIMITS = IngestSettings()
 
@@ -123,10 +125,7 @@ class TestMarkdown:
 
     @given(text=st.text(alphabet="# \r\n-=`>*ab\u2028\x0b", max_size=80))
     def test_heading_spans_are_whole_lines_in_order(self, text: str) -> None:
-        from ingest.parse_markdown import parse_markdown
-        from rag.types import Document
-
-        parsed = parse_markdown(text, Document("id", "/x.md", "r", "text/markdown"))
+        parsed = assemble_markdown(list(read({"text": text})), Document("id", "/x.md", "r", "text/markdown"), text)
         assert parsed.text == text
         end = 0
         for heading in parsed.headings:
