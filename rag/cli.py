@@ -14,7 +14,6 @@ import click
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, find_url, print_json, read_settings, say, settings_options, url_option
 
-
 _filter_option = click.option(
     "--filter", "expression", metavar="EXPR", help="""Only documents that it means, as: lang == "ko" and year >= 2024"""
 )

@@ -163,6 +163,12 @@ class MilvusStore:
         found = [decode_chunk(row) for row in self._rows(collection, Equals("document_id", document_id), CHUNK_COLUMNS)]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
 
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        """All chunks, each with its document's facts, in the order of chunk ids; memory holds a page of them."""
+        columns = list(dict.fromkeys((*CHUNK_COLUMNS, *DOCUMENT_COLUMNS)))
+        for row in self._rows(collection, And(()), columns):
+            yield decode_chunk(row), decode_document(row)
+
     # --- searching ---
 
     # Both find chunks that a caller of `groups` may see, and of those what `where` means, all when it is None.

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -114,6 +114,11 @@ class InMemoryStore:
         self.fingerprint(collection)
         found = [row.chunk for row in self._rows[collection].values() if row.chunk.document_id == document_id]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
+
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        self.fingerprint(collection)
+        for _, row in sorted(self._rows[collection].items()):
+            yield row.chunk, _document(row)
 
     async def dense_search(
         self,
