@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
 from ingest.documents import Groups, delete_document, document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
+from ingest.journal import open_journal
 from rag.analyze import analyze
 from rag.batching import token_bounded_batches
 from rag.config import Settings
@@ -23,6 +25,7 @@ from rag.connect import open_store
 from rag.models import load_token_counter, locate_model
 from rag.store import MilvusStore
 
+logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
@@ -97,11 +100,16 @@ class Indexer:
 
     def _run_job(self, job: Job, jobs: JobStore) -> Sequence[JobDocument]:
         """Called by the worker, in its thread."""
-        with open_store(self._settings, self._fingerprint) as store:
+        with (
+            open_store(self._settings, self._fingerprint) as store,
+            open_journal(self._settings, job.collection, logger.info) as journal,
+        ):
             return ingest_job(
                 job,
                 jobs.folder(job.job_id),
                 store=store,
+                journal=journal,
+                say=logger.info,
                 embed=self._embed,
                 analyze=analyze,
                 count_tokens=self._count_tokens,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from deployments.jobs import Job, JobDocument
+from ingest.journal import Journal
 from ingest.load import Failure, load_documents
 from ingest.pipeline import ingest_documents
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
@@ -21,6 +22,8 @@ def ingest_job(
     folder: Path,
     *,
     store: ChunkStore,
+    journal: Journal,
+    say: Callable[[str], None],
     embed: EmbedPassages,
     analyze: Analyze,
     count_tokens: CountTokens,
@@ -35,6 +38,8 @@ def ingest_job(
     report = ingest_documents(
         list(files),
         store=store,
+        journal=journal,
+        say=say,
         embed=embed,
         analyze=analyze,
         count_tokens=count_tokens,
