@@ -17,7 +17,7 @@ from rag.types import TextKind
 from tests.fakes import HashEmbedder
 from tests.serve.fake_graph import FakeGenerator, FakeReranker
 
-EMBED_S = 0.15  # of each call: a job of many chunks takes long enough to be killed in its middle
+EMBED_S = 0.5  # of each call: a job of many chunks takes long enough to be killed in its middle
 
 
 class SlowEmbedder:

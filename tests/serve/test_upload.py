@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None,
 PROBLEM = "application/problem+json"
 MAX_UPLOAD = 2_000_000
 # What may be on its way in the buffers of sockets and of the proxy when the refusal is written.
-BUFFERED = 16_000_000
+BUFFERED = 64_000_000
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_collections_are_made_listed_and_deleted(client: httpx.Client) -> None:
 
 
 def test_a_job_whose_indexer_is_killed_is_finished_by_the_next_one(client: httpx.Client, settings: Settings) -> None:
-    files = {f"{word}.md": long_text(word, 60) for word in ("heron", "stork", "crane")}
+    files = {f"{word}.md": long_text(word, 200) for word in ("heron", "stork", "crane")}
     location = upload(client, files, collection="birds")
     second = upload(client, {"later.md": b"The egret came later."}, collection="birds")
     wait_until(lambda: client.get(location).json()["state"] == "running", "the job's start")
@@ -224,8 +224,11 @@ def disk_use(settings: Settings) -> int:
 
 
 def test_questions_are_answered_while_a_job_runs(client: httpx.Client) -> None:
-    location = upload(client, {"long.md": long_text("bittern", 60)}, collection="reeds")
+    location = upload(client, {"long.md": long_text("bittern", 200)}, collection="reeds")
     wait_until(lambda: client.get(location).json()["state"] == "running", "the job's start")
+    asked = 0
     while client.get(location).json()["finished_at"] is None:
+        asked += 1
         assert "upload/등대.md" in sources_found(client, "lamp whale oil")
+    assert asked > 0
     assert finish(client, location)["state"] == "done"
