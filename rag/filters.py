@@ -35,6 +35,7 @@ SCALAR_COLUMNS = frozenset(get_args(ScalarColumn))
 ARRAY_COLUMNS = frozenset(get_args(ArrayColumn))
 OPERATORS = frozenset(get_args(Operator))
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+MAX_JSON_DEPTH = 100
 INT64 = range(-(2**63) + 1, 2**63)  # Milvus reads the digits before the sign
 
 EVERY_CHUNK = "ordinal >= 0"
@@ -191,23 +192,30 @@ def from_column(stored: str) -> str:
 
 
 def to_json_column(value: Any) -> Any:
-    """A JSON value with `to_column` of each text in it, names of fields among them."""
-    return _map_texts(value, to_column)
+    """A JSON value with `to_column` of each text in it, names of fields among them.
+
+    Raises ValueError for one nested deeper than MAX_JSON_DEPTH.
+    """
+    return _map_texts(value, to_column, MAX_JSON_DEPTH)
 
 
 def from_json_column(stored: Any) -> Any:
     """The value that `to_json_column` was given."""
-    return _map_texts(stored, from_column)
+    return _map_texts(stored, from_column, MAX_JSON_DEPTH)
 
 
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+def _map_texts(value: Any, change: Callable[[str], str], levels: int) -> Any:
+    if levels < 0:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels; make it flat")
     match value:
         case str():
             return change(value)
         case list() | tuple():
-            return [_map_texts(entry, change) for entry in value]
+            return [_map_texts(entry, change, levels - 1) for entry in value]
         case dict():
-            return {_map_texts(name, change): _map_texts(entry, change) for name, entry in value.items()}
+            return {
+                _map_texts(name, change, levels): _map_texts(entry, change, levels - 1) for name, entry in value.items()
+            }
         case _:
             return value
 

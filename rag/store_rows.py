@@ -141,7 +141,7 @@ def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
         "title": to_column(row.title),
         "source": to_column(row.source),
         "acl": [to_column(group) for group in row.acl],
-        "metadata": to_json_column(dict(row.metadata)),
+        "metadata": _json_column(row),
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
         "updated_at": to_column(row.updated_at),
@@ -259,6 +259,13 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _json_column(row: StoredChunk) -> Any:
+    try:
+        return to_json_column(dict(row.metadata))
+    except ValueError as error:
+        raise InputError(f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata: {error}") from error
 
 
 def _check_fit(columns: Mapping[str, Any]) -> None:

@@ -112,7 +112,11 @@ async def test_a_chunk_comes_back_as_it_was_stored(store: Store, collection: str
     text = "  첫 줄\n\x00\ttab 'single' \"double\" \\n 😀 e\u0301 \u2028 끝  "
     chunk = Chunk("a", "d1", "r1", 0, text, 7, 7 + len(text), '안내 > "설치"', 3, 6, (0, 9, 9, 20))
     stored = row(
-        "a", chunk=chunk, analyzed="첫 줄", title="제목\n둘째", metadata={"tags": ["한", 1, None], "n": {"x": 1.5}}
+        "a",
+        chunk=chunk,
+        analyzed="첫 줄",
+        title="제목\n둘째",
+        metadata={"tags": ["한", 1, None], "n": {"x": 1.5}, "a\n": nested(98)},
     )
     store.upsert(collection, [stored])
     assert store.chunks(collection, "d1") == [chunk]
@@ -211,6 +215,13 @@ def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:
     assert len(store.stored_documents(collection)) == 1500
 
 
+def nested(levels: int) -> dict[str, object]:
+    inner: dict[str, object] = {}
+    for _ in range(levels):
+        inner = {"x": inner}
+    return inner
+
+
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
@@ -221,8 +232,9 @@ def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:
         (row('a"b'), "chunk id"),
         (row("a", acl=("g",) * 5000), "acl has 5000 entries"),
         (row("a", metadata={"x": object()}), "metadata is not JSON"),
+        (row("a", metadata=nested(101)), "nested deeper than 100"),
     ],
-    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata"],
+    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata", "nested"],
 )
 def test_a_chunk_that_cannot_be_stored_is_named_and_nothing_is_written(
     store: Store, collection: str, bad: StoredChunk, told: str

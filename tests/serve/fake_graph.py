@@ -38,6 +38,7 @@ DOCUMENTS = {
     "slow.md": "The slow lamp burns for eleven hours. Its fuel is whale oil.",
     "broken.md": "The broken engine was repaired in 1931. It ran again for two years.",
 }
+CLOSED = {"secret.md": "The service listens on port 9999 for the staff alone."}  # to the group staff
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "whole", "1")
 
 
@@ -58,10 +59,12 @@ class FakeRetriever:
         self._store.ensure_collection("default", FINGERPRINT)
         embedder = HashEmbedder()
         rows = []
-        for source, text in DOCUMENTS.items():
+        for source, text in {**DOCUMENTS, **CLOSED}.items():
             chunk = Chunk(f"{source}:0", source, "r1", 0, text, 0, len(text))
             vector = embedder.encode([text], "passage")[0]
-            rows.append(StoredChunk(chunk, vector, analyze(text), source, source, (), {}, 1, None, "2026-01-01"))
+            acl = ("staff",) if source in CLOSED else ()
+            metadata = {"lang": "en", "tags": [source.removesuffix(".md")]}
+            rows.append(StoredChunk(chunk, vector, analyze(text), source, source, acl, metadata, 1, None, "2026-01-01"))
         self._store.upsert("default", rows)
 
     async def dense_search(
