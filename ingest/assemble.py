@@ -8,7 +8,7 @@ from pathlib import Path
 from ingest.lines import Line
 from ingest.outline import place_outline
 from rag.errors import DocumentError
-from rag.types import Document, Heading, Page, ParsedDocument
+from rag.types import Document, Heading, Page, ParsedDocument, Span
 
 _NO_TITLES = {"", "untitled"}  # the latter is what some programs write for want of one
 _REPAIR = "open it and save it anew as PDF, or give its text in another format"
@@ -39,24 +39,27 @@ def assemble_pages(lines: Sequence[Line], document: Document) -> ParsedDocument:
 
 
 def assemble_blocks(lines: Sequence[Line], document: Document) -> ParsedDocument:
-    """One page of blocks with a blank line between, of a first line {"title"} and a line {"text", "level"} for each.
+    """One page of blocks with a blank line between; read_html.py describes the lines, and read_docx.py gives the same.
 
     The title is the first heading of level 1, else the one given, else the file's name. Raises DocumentError where
     there is no text.
     """
     pieces: list[str] = []
     headings: list[Heading] = []
+    verbatim: list[Span] = []
     length = 0
     for line in lines[1:]:
         text = line["text"]
         if line["level"]:
             headings.append(Heading(line["level"], text.replace("\n", " "), length, length + len(text)))
+        if line.get("verbatim"):
+            verbatim.append((length, length + len(text) + 1))
         pieces.append(text + "\n\n")
         length += len(pieces[-1])
     if not pieces:
         raise DocumentError("it holds no text, only markup; save a page that scripts fill in as the browser shows it")
     title = _first_title(headings) or lines[0]["title"] or Path(document.source).stem
-    return ParsedDocument(document, title, pages=(Page(1, "".join(pieces), 0),), headings=tuple(headings))
+    return ParsedDocument(document, title, (Page(1, "".join(pieces), 0),), tuple(headings), tuple(verbatim))
 
 
 def assemble_markdown(lines: Sequence[Line], document: Document, text: str) -> ParsedDocument:
@@ -64,9 +67,12 @@ def assemble_markdown(lines: Sequence[Line], document: Document, text: str) -> P
 
     Without a title of its own it is called by its first heading of level 1, else by the file's name.
     """
-    headings = tuple(Heading(line["level"], line["heading"], line["start"], line["end"]) for line in lines[1:])
+    headings = tuple(
+        Heading(line["level"], line["heading"], line["start"], line["end"]) for line in lines[1:] if "heading" in line
+    )
+    verbatim = tuple((line["start"], line["end"]) for line in lines[1:] if "heading" not in line)
     title = lines[0]["title"] or _first_title(headings) or Path(document.source).stem
-    return ParsedDocument(document, title, pages=(Page(1, text, 0),), headings=headings)
+    return ParsedDocument(document, title, (Page(1, text, 0),), headings, verbatim)
 
 
 def _first_title(headings: Iterable[Heading]) -> str | None:

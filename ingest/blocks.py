@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-from ingest.load import MARKDOWN
 from rag.types import Span
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|$)")
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _TABLE_ROW = re.compile(r"\s*\|.*\||.* \| ")
 
 # Patterns of what ends a part; none may hold a capturing group, the splitter adds its own.
@@ -33,37 +33,34 @@ _ENDED = re.compile(r"(?:[.!?…。！？:][\"'”’)\]]*\s*|\s*[\r\n]\s*)$")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A paragraph, list, table or code fence with the blank lines after it; `rows`: its lines stand by themselves."""
+    """A paragraph, list, table or code block with the blank lines after it; `rows`: its lines stand by themselves."""
 
     start: int
     end: int
     rows: bool = False
 
 
-def find_blocks(text: str, start: int, end: int, media_type: str) -> Iterator[Block]:
+def find_blocks(text: str, start: int, end: int, verbatim: Sequence[Span]) -> Iterator[Block]:
     """The blocks of `text[start:end]`: contiguous, in order, covering it.
 
-    A table is a block of its own, whether or not blank lines part it from its neighbours; so is a code fence in
-    Markdown, whatever it holds.
+    Each of the spans `verbatim` (whole lines, in order, apart) is a block of its own, blank lines and all, and so is a
+    table, whether or not blank lines part it from its neighbours.
     """
+    following = bisect_right(verbatim, start, key=itemgetter(1))
     block_start, kind = start, ""
-    fence = ""
     apart = False  # what comes next begins a block
     for line in _LINE.finditer(text, start, end):
-        mark = _FENCE.match(line[0]) if media_type == MARKDOWN else None
-        if fence:
-            if mark and mark[1].startswith(fence) and not line[0][mark.end() :].strip():
-                fence, apart = "", True
-            continue
+        while following < len(verbatim) and verbatim[following][1] <= line.start():
+            following, apart = following + 1, True
+        inside = following < len(verbatim) and verbatim[following][0] <= line.start()
         if not line[0].strip():
-            apart = True
+            apart = apart or not inside
             continue
-        line_kind = "fence" if mark else "table" if _TABLE_ROW.match(line[0]) else "prose"
+        line_kind = "code" if inside else "table" if _TABLE_ROW.match(line[0]) else "prose"
         if kind and (apart or line_kind != kind):
             yield Block(block_start, line.start(), kind != "prose")
             block_start = line.start()
         kind, apart = line_kind, False
-        fence = mark[1] if mark else ""
     if block_start < end:
         yield Block(block_start, end, kind not in ("", "prose"))
 

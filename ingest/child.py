@@ -2,8 +2,8 @@
 
 A line of JSON on stdin asks for a file: {"reader", "memory_bytes", "cpu_s", and what that reader takes}. The answer on
 stdout, a line of JSON each: what the reader found; {"done": true} or {"refused": KIND, "detail": str}, unless the fork
-died before; and always {"ended": exit status, "peak_bytes": n}. The fork starts with the reader's libraries loaded,
-so a small file costs milliseconds. When stdin closes, the program ends with all that it started.
+died before; and always {"ended": exit status, "peak_bytes", "cpu_s"}. The fork starts with the reader's libraries
+loaded, so a small file costs milliseconds. When stdin closes, the program ends with all that it started.
 
 Imports the readers and nothing else of this project: what they need starts no thread, so that forking is safe, and
 loads in a fraction of a second.
@@ -66,7 +66,8 @@ def _fork_reader(request: Request, reader: ModuleType) -> Line:
         os.killpg(0, signal.SIGKILL)  # whoever asked is gone
     os.close(open_while_alive)
     _, status, usage = os.wait4(process_id, 0)
-    return {"ended": os.waitstatus_to_exitcode(status), "peak_bytes": usage.ru_maxrss * 1024}
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return {"ended": os.waitstatus_to_exitcode(status), "peak_bytes": usage.ru_maxrss * 1024, "cpu_s": cpu_s}
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
             reader = importlib.import_module(f"ingest.read_{request['reader']}")
         except ImportError as error:
             _say({"refused": "library", "detail": str(error)})
-            _say({"ended": 0, "peak_bytes": 0})
+            _say({"ended": 0, "peak_bytes": 0, "cpu_s": 0})
             continue
         ended = _fork_reader(request, reader)
         del request

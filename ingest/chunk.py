@@ -110,7 +110,7 @@ def _section_spans(
     if fits(start, end):
         yield start, end
         return
-    units = list(_units(text, find_blocks(text, start, end, parsed.document.media_type), room, overlap, measure))
+    units = list(_units(text, find_blocks(text, start, end, parsed.verbatim), room, overlap, measure))
     previous = start
     for span in _pack(units, [measure(text[a:b]) for a, b in units], room, overlap, fits):
         left, right = _trim(text, span)

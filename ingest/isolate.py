@@ -77,7 +77,7 @@ def read_isolated(
             child.kill()
     ended = lines.pop() if lines and "ended" in lines[-1] else {}
     if ended:
-        logger.debug("the reader's memory reached %d MiB", ended["peak_bytes"] // MIB)
+        logger.debug("read in %d MiB and %.2f s of CPU time", ended["peak_bytes"] // MIB, ended["cpu_s"])
     if not lines or ("done" not in lines[-1] and "refused" not in lines[-1]):
         raise DocumentError(_death(ended.get("ended"), last_words, limits))
     if "refused" in lines[-1]:

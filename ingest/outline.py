@@ -20,7 +20,8 @@ def place_outline(outline: Sequence[tuple[int, str, int]], pages: Sequence[Page]
     """Headings of the entries (level from 1, title, page number), in text order.
 
     A heading spans the line, or up to three, that hold its title and nothing else but a number before it. Where the
-    page has none it is an empty span at the page's start, or after the page's heading before it.
+    page has none it is an empty span at the page's start, or after the page's heading before it. Where the headings
+    would leave no other text, as in slides of titles, there are none.
     """
     headings: list[Heading] = []
     by_page = sorted((entry for entry in outline if 1 <= entry[2] <= len(pages)), key=lambda entry: entry[2])
@@ -33,7 +34,11 @@ def place_outline(outline: Sequence[tuple[int, str, int]], pages: Sequence[Page]
             titles = list(_title_candidates(page))
         start, end = _find_title(titles, title, end) or (end, end)
         headings.append(Heading(level, title, start, end))
-    return tuple(headings)
+    text = "".join(page.text for page in pages)
+    starts = [0, *(heading.end_char for heading in headings)]
+    ends = [*(heading.start_char for heading in headings), len(text)]
+    has_more = any(text[start:end].strip() for start, end in zip(starts, ends, strict=True))
+    return tuple(headings) if has_more else ()
 
 
 def _title_candidates(page: Page) -> Iterator[tuple[Span, str]]:

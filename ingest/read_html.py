@@ -53,15 +53,19 @@ DAMAGE: tuple[type[Exception], ...] = (*lines.DAMAGE, lxml.etree.LxmlError)
 class _Block:
     text: str
     level: int = 0  # of a heading; 0: no heading
+    verbatim: bool = False
 
 
 def read(request: Request) -> Iterator[Line]:
-    """{"title": str | null}, that of `<title>`, then for each block of the main text {"text", "level"}; see above."""
+    """{"title": str | null}, that of `<title>`, then for each block of the main text {"text", "level", "verbatim"}.
+
+    `level` is a heading's, else 0; `verbatim`: it is code, which may hold blank lines.
+    """
     source = _XML_DECLARATION.sub("", request["text"], count=1)
     tree = lxml.html.document_fromstring(source)
     yield {"title": _inline(tree.findtext(".//title") or "") or None}
     for block in _with_headline(_main_blocks(source), tree) or _body_blocks(tree):
-        yield {"text": storable(block.text), "level": block.level}
+        yield {"text": storable(block.text), "level": block.level, "verbatim": block.verbatim}
 
 
 def _main_blocks(source: str) -> list[_Block]:
@@ -107,7 +111,9 @@ def _child_blocks(child: lxml.etree._Element) -> Iterator[_Block]:
     elif child.tag == "table" and child.find(".//table") is None:  # one that holds tables is there for the layout
         yield from _lines_block(_table_lines(child))
     elif child.tag in _VERBATIM or child.tag == "code":
-        yield from _lines_block(iter([_verbatim(child).strip("\n")]))
+        text = _verbatim(child).strip("\n")
+        if text.strip():
+            yield _Block(text, verbatim=True)
     else:
         yield from _blocks(child)
 

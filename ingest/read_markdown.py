@@ -11,16 +11,18 @@ from markdown_it.token import Token
 
 from ingest.lines import DAMAGE, Line, Request
 
-__all__ = ["DAMAGE", "find_headings", "read"]
+__all__ = ["DAMAGE", "find_marks", "read"]
 
 _FRONT_MATTER = re.compile(r"---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)(?:---|\.\.\.)[ \t]*(?:\r\n|\r|\n|$)", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_CODE = {"fence", "code_block"}
 _LINE_END = re.compile(r"\r\n|\r|\n")  # markdown-it's; str.splitlines knows more
 _ATTRIBUTES = re.compile(r"\s*\{:?\s*[#.][^{}]*\}\s*$")  # `{ #anchor }`, `{: .class }`
 
 
 def read(request: Request) -> Iterator[Line]:
-    """{"title": str | null}, then for each heading {"heading", "level", "start", "end"}, its lines in the text.
+    """{"title": str | null}, then in text order for each heading {"heading", "level", "start", "end"}, its lines in the
+    text, and for each code block {"start", "end"}.
 
     Headings are the ATX and setext ones outside of lists, quotes and code, their text without markup and attributes.
     The title is the front matter's, if it has one.
@@ -30,22 +32,21 @@ def read(request: Request) -> Iterator[Line]:
     # Front matter would read as a setext heading: it is blanked out, line by line, for the parser only.
     body = text if front is None else "\n" * len(_LINE_END.findall(front[0])) + text[front.end() :]
     yield {"title": _front_title(front[1]) if front else None}
-    yield from find_headings(body, _line_starts(text))
+    yield from find_marks(body, _line_starts(text))
 
 
-def find_headings(body: str, line_starts: Sequence[int]) -> Iterator[Line]:
-    """The headings of Markdown in order; `line_starts[i]` is the offset to report for line i, one more for the end."""
+def find_marks(body: str, line_starts: Sequence[int]) -> Iterator[Line]:
+    """The headings and code blocks of Markdown; `line_starts[i]` is where line i starts, one more for the end."""
     markdown = MarkdownIt("commonmark").enable("table")
     markdown.core.ruler.disable("inline")  # only the headings' own text is read, below
-    tokens = markdown.parse(body)
-    for opening, content in pairwise(tokens):
-        if opening.type == "heading_open" and opening.level == 0 and opening.map is not None:
-            yield {
-                "heading": _plain_text(markdown, content.content),
-                "level": int(opening.tag[1:]),
-                "start": line_starts[opening.map[0]],
-                "end": line_starts[opening.map[1]],
-            }
+    for opening, content in pairwise([*markdown.parse(body), Token("end", "", 0)]):
+        if opening.map is None:
+            continue
+        span = {"start": line_starts[opening.map[0]], "end": line_starts[opening.map[1]]}
+        if opening.type == "heading_open" and opening.level == 0:
+            yield {"heading": _plain_text(markdown, content.content), "level": int(opening.tag[1:]), **span}
+        elif opening.type in _CODE:
+            yield span
 
 
 def _plain_text(markdown: MarkdownIt, source: str) -> str:

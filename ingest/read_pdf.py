@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pypdf import PdfReader
+from pypdf import PageObject, PdfReader
 from pypdf.errors import PyPdfError
-from pypdf.generic import Destination
+from pypdf.generic import Destination, TextStringObject
 
 from ingest import lines
 from ingest.lines import Line, RefusedError, Request, describe, storable
@@ -15,10 +15,12 @@ DAMAGE: tuple[type[Exception], ...] = (*lines.DAMAGE, PyPdfError)
 
 _MAX_OUTLINE_ENTRIES = 10_000
 _MAX_OUTLINE_LEVEL = 6
+_HIDDEN = 2  # a bit of an annotation's flags
+_PASSWORD_FIELD = 1 << 13  # and of a form field's
 
 
 def read(request: Request) -> Iterator[Line]:
-    """A first line, then for each page {"text"}, in NFC, or {"damage": str}.
+    """A first line, then for each page {"text"}, in NFC, or {"damage": str}; filled form fields after the page's text.
 
     The first line: {"title": str | null, "labels": a string for each page | null, "outline": [[level, title, page]]}.
     Takes `path`, `passwords`, `max_pages`, `max_chars`, and `ocr`: null or tesseract's languages.
@@ -32,7 +34,8 @@ def read(request: Request) -> Iterator[Line]:
     chars = 0
     for number in range(count):
         try:
-            text = storable(reader.pages[number].extract_text())
+            page = reader.pages[number]
+            text = storable("\n".join([page.extract_text().rstrip("\n"), *_read_annotations(page)]))
             if request["ocr"] and not text.strip():
                 text = _read_image(request, number, password)
         except DAMAGE as error:
@@ -54,13 +57,35 @@ def _open(reader: PdfReader, passwords: Sequence[str]) -> str:
     raise RefusedError("password", str(len(passwords))) if passwords else RefusedError("encrypted")
 
 
+def _written_on(page: PageObject) -> Iterator[str]:
+    """The text in a page's form fields and in notes written on it, which is no part of the page's own."""
+    for annotation in page.annotations or []:
+        entries = annotation.get_object()
+        field = entries.get("/Parent", entries).get_object() if "/T" not in entries else entries
+        if entries.get("/F", 0) & _HIDDEN or field.get("/Ff", 0) & _PASSWORD_FIELD:
+            continue
+        kind = entries.get("/Subtype")
+        value = entries.get("/Contents") if kind == "/FreeText" else field.get("/V") if kind == "/Widget" else None
+        if isinstance(value, TextStringObject) and value.strip():
+            yield value.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _read_image(request: Request, number: int, password: str) -> str:
     from ingest.read_image import read_image  # for those who have the extra
 
     return storable(read_image(request["path"], number, password, request["ocr"], request["cpu_s"]))
 
 
-# What these three do not find costs no page: the file's name, its numbers and no headings will do.
+# What these do not find costs no page: its own text, the file's name, numbers and no headings will do.
+
+
+def _read_annotations(page: PageObject) -> list[str]:
+    found: list[str] = []
+    try:
+        found.extend(_written_on(page))
+    except DAMAGE:
+        return found
+    return found
 
 
 def _read_title(reader: PdfReader) -> str | None:

@@ -75,6 +75,7 @@ class ParsedDocument:
     title: str
     pages: tuple[Page, ...]
     headings: tuple[Heading, ...] = ()
+    verbatim: tuple[Span, ...] = ()  # code, as whole lines: in order, apart; blank lines do not part what is in one
     paged: bool = False  # False: the format has no pages, `pages` is a single one, citations carry no page
     skipped_pages: int = 0
 

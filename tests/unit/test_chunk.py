@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -240,6 +241,16 @@ def test_tables_and_code_that_fit_stay_whole_with_or_without_a_blank_line_around
         if part[:2] in ("| ", "``") and count_words(part) <= size.max_tokens:
             assert any(chunk.start_char <= start and end <= chunk.end_char for chunk in chunks)
         start += len(part)
+
+
+def test_code_without_fences_stays_whole_where_its_span_is_known() -> None:
+    before, code, after = "word " * 11 + "end.", "a = 1\n\nb = 2", "More words follow the code."
+    text = f"{before}\n\n{code}\n\n{after}"
+    start = text.index(code)
+    size = ChunkSettings(max_tokens=16, overlap_tokens=0)
+    marked = replace(plain(text, HTML), verbatim=((start, start + len(code) + 1),))
+    assert texts_of(chunk_document(marked, size, count_words)) == [before, f"{code}\n\n{after}"]
+    assert texts_of(chunk_document(plain(text, HTML), size, count_words))[0] == f"{before}\n\na = 1"
 
 
 def test_a_fence_that_does_not_fit_is_cut_between_its_lines() -> None:

@@ -192,7 +192,7 @@ def test_a_process_whose_children_are_reaped_by_others_is_told_how_reading_ended
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     first, second, third = done.stdout.splitlines()
-    assert first == "[{'text': 'Some text.', 'level': 0}]"
+    assert first == "[{'text': 'Some text.', 'level': 0, 'verbatim': False}]"
     assert second == "2"
     assert third.startswith("it is damaged or no PDF")
 

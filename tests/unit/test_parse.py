@@ -102,6 +102,13 @@ class TestMarkdown:
         assert lines[1] == "Setext\r\nheading\r\n---\r\n"
         assert lines[3] == "## 설치 {: .c }\n"
 
+    def test_code_blocks_are_marked_as_whole_lines(self, tmp_path: Path) -> None:
+        parsed = parse(tmp_path, "a.md", self.TEXT)
+        assert [parsed.text[start:end] for start, end in parsed.verbatim] == [
+            "```sh\n# a comment, not a heading\n```\n",
+            "    # code\n",
+        ]
+
     @pytest.mark.parametrize(
         ("text", "title"),
         [
@@ -167,6 +174,10 @@ class TestHtml:
         assert headings_of(parsed) == [(1, "Running it"), (2, "Ports & hosts")]
         for heading in parsed.headings:
             assert parsed.text[heading.start_char : heading.end_char] == heading.text
+
+    def test_code_is_marked_as_it_stands(self, tmp_path: Path) -> None:
+        parsed = parse(tmp_path, "a.html", self.PAGE)
+        assert [parsed.text[start:end] for start, end in parsed.verbatim] == [self.BLOCKS[5] + "\n"]
 
     @pytest.mark.parametrize("header", ["<h1>Plums</h1>", "<header><h1>Plums<br></h1></header>"])
     def test_headline_outside_of_the_main_content_is_kept(self, tmp_path: Path, header: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from pypdf import PdfReader, PdfWriter
+from pypdf.annotations import FreeText
 from pypdf.generic import DecodedStreamObject, NameObject
 from reportlab.lib.pagesizes import A4
 from reportlab.pdfgen.canvas import Canvas
@@ -149,6 +150,13 @@ def test_outline_titles_are_headings_where_the_page_bears_them(tmp_path: Path) -
     assert [(chunk.first_page, chunk.last_page) for chunk in chunks] == [(1, 1), (2, 3), (3, 3)]
 
 
+def test_titles_that_are_all_the_text_stay_text(tmp_path: Path) -> None:
+    slides = rewrite(make_pdf(["The first page", ""]), lambda writer: writer.add_outline_item("The first page", 0))
+    parsed = parse(tmp_path, slides)
+    assert parsed.headings == ()
+    assert [chunk.text for chunk in chunk_document(parsed, ChunkSettings(), len)] == ["The first page"]
+
+
 titles = st.sampled_from(["Intro", "1 Intro", "Intro and more", "Two\nlines", "??", "설치", "제2장 설치", "text"])
 
 
@@ -161,6 +169,8 @@ def test_headings_of_an_outline_are_in_order_apart_and_on_their_page(
 ) -> None:
     starts = [sum(map(len, pages[:number])) for number in range(len(pages) + 1)]
     placed = place_outline(outline, [Page(n, text, starts[n - 1]) for n, text in enumerate(pages, start=1)])
+    if not placed:
+        return
     assert len(placed) == sum(1 <= number <= len(pages) for _, _, number in outline)
     numbers = sorted(number for _, _, number in outline if 1 <= number <= len(pages))
     end = 0
@@ -179,6 +189,19 @@ def test_a_page_is_called_by_its_label_too(tmp_path: Path) -> None:
     parsed = parse(tmp_path, rewrite(make_pdf(PAGES), label))
     assert [(page.number, page.label) for page in parsed.pages] == [(1, "i"), (2, "ii"), (3, None)]
     assert [page.label for page in parse(tmp_path, make_pdf(PAGES)).pages] == [None] * 3
+
+
+def test_filled_form_fields_and_notes_on_a_page_are_read(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    canvas = Canvas(file, pagesize=A4)
+    canvas.drawString(72, 700, "Name:")
+    canvas.acroForm.textfield(name="name", value="Kim", x=72, y=600)
+    canvas.acroForm.textfield(name="secret", value="hunter2", x=72, y=500, fieldFlags="password")
+    canvas.acroForm.checkbox(name="agree", x=72, y=400, checked=True)
+    canvas.save()
+    note = FreeText(text="한글 note", rect=(72, 300, 200, 320))
+    raw = rewrite(file.getvalue(), lambda writer: writer.add_annotation(0, note))
+    assert parse(tmp_path, raw).text == "Name:\nKim\n한글 note\n"
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
