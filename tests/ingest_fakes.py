@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -84,6 +85,15 @@ def paragraphs(word: str, count: int = 6) -> str:
     return "".join(f"Paragraph {number} about {word} has some ten words in it.\n\n" for number in range(count))
 
 
+def lay_out(folder: Path, files: Mapping[str, str]) -> None:
+    """Makes the folder hold these files and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    folder.mkdir(exist_ok=True)
+
+
 def rows(store: InMemoryStore) -> dict[str, tuple[Any, ...]]:
     """Every row by chunk id, whole but for the time of writing."""
     return {
@@ -110,23 +120,24 @@ class Countdown:
         self.left -= 1
 
 
-class DyingStore(Store):
-    """Another store, until the countdown ends."""
+class DyingStore:
+    """Another store, in memory or Milvus, until the countdown ends."""
 
-    def __init__(self, store: Store, countdown: Callable[[], None]) -> None:
-        InMemoryStore.__init__(self)
-        self._built, self._rows = store._built, store._rows
-        self.folder = store.folder
+    def __init__(self, store: Any, countdown: Callable[[], None]) -> None:
+        self._store = store
         self._countdown = countdown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
         for row in rows:  # a call may have got half of its rows in
             self._countdown()
-            super().upsert(collection, [row])
+            self._store.upsert(collection, [row])
 
     def delete(self, collection: str, where: Filter) -> None:
         self._countdown()
-        super().delete(collection, where)
+        self._store.delete(collection, where)
 
 
 class DyingJournal(Journal):
@@ -168,7 +179,7 @@ class ForgetfulJournal(Journal):
         """Writes down nothing."""
 
 
-def kill(store: Store, writes: int, *paths: Path | str, journal: type[Journal] = DyingJournal, **options: Any) -> bool:
+def kill(store: Any, writes: int, *paths: Path | str, journal: type[Journal] = DyingJournal, **options: Any) -> bool:
     """A run over the store that ends before a write to store or journal, after so many; whether it came to that."""
     countdown = Countdown(writes)
 

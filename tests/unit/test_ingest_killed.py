@@ -1,6 +1,5 @@
 """Runs that end in the middle, at every write to store or journal: what the next run makes of them."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import HashEmbedder
-from tests.ingest_fakes import COLLECTION, DyingJournal, ForgetfulJournal, Store, counts, ingest, kill, paragraphs, rows
+from tests.ingest_fakes import (
+    COLLECTION,
+    DyingJournal,
+    ForgetfulJournal,
+    Store,
+    counts,
+    ingest,
+    kill,
+    lay_out,
+    paragraphs,
+    rows,
+)
 
 MOST_WRITES = 200
 
@@ -23,15 +33,6 @@ class Step:
 
     files: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def lay_out(folder: Path, files: Mapping[str, str]) -> None:
-    """Makes the folder hold these files and nothing else."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    folder.mkdir(exist_ok=True)
 
 
 def play(folder: Path, steps: Sequence[Step], store: Store | None = None) -> Store:
