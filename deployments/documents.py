@@ -46,17 +46,13 @@ class DocumentDoors:
     intake: Intake
     jobs: JobStore
     indexer: DeploymentHandle
+    anonymous_groups: frozenset[str]
 
 
 async def current_doors() -> DocumentDoors:
     """The doors of the replica that this process is."""
     doors: DocumentDoors = serve.get_replica_context().servable_object.documents
     return doors
-
-
-def caller_groups(request: Request) -> frozenset[str]:  # noqa: ARG001  # an API key will tell them
-    """The groups that the caller belongs to: until there are keys, nobody is in any."""
-    return frozenset()
 
 
 def upload_limits(settings: ServeSettings) -> dict[str, list[BodyLimit]]:
@@ -70,6 +66,13 @@ def upload_limits(settings: ServeSettings) -> dict[str, list[BodyLimit]]:
 
 
 Doors = Annotated[DocumentDoors, Depends(current_doors)]
+
+
+async def caller_groups(doors: Doors) -> frozenset[str]:
+    """The groups that the caller belongs to: until there are keys, every caller is anonymous."""
+    return doors.anonymous_groups
+
+
 Groups = Annotated[frozenset[str], Depends(caller_groups)]
 Collection = Annotated[str, Query(min_length=1, max_length=255)]
 Name = Annotated[str, Path(max_length=255)]

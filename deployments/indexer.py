@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,15 +15,18 @@ from deployments.errors import call_stage
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from ingest.documents import Groups, delete_document, document_body, find_document, list_documents, next_page
+from ingest.documents import delete_document, document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
+from ingest.journal import open_journal, unless_ingesting
 from rag.analyze import analyze
 from rag.batching import token_bounded_batches
 from rag.config import Settings
 from rag.connect import open_store
 from rag.models import load_token_counter, locate_model
 from rag.store import MilvusStore
+from rag.types import Groups
 
+logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
@@ -58,7 +62,12 @@ class Indexer:
 
     async def delete_document(self, collection: str, document_id: str, groups: Groups) -> None:
         """Raises UnknownDocumentError, also for one that these groups may not see."""
-        await self._ask(lambda store: delete_document(store, collection, document_id, groups))
+
+        def delete(store: MilvusStore) -> None:
+            with unless_ingesting(self._settings, collection) as alone:
+                delete_document(store, collection, document_id, groups, ingesting=not alone)
+
+        await self._ask(delete)
 
     async def list_collections(self) -> list[dict[str, Any]]:
         """Each with its index version, by name."""
@@ -97,11 +106,16 @@ class Indexer:
 
     def _run_job(self, job: Job, jobs: JobStore) -> Sequence[JobDocument]:
         """Called by the worker, in its thread."""
-        with open_store(self._settings, self._fingerprint) as store:
+        with (
+            open_store(self._settings, self._fingerprint) as store,
+            open_journal(self._settings, job.collection, logger.info) as journal,
+        ):
             return ingest_job(
                 job,
                 jobs.folder(job.job_id),
                 store=store,
+                journal=journal,
+                say=logger.info,
                 embed=self._embed,
                 analyze=analyze,
                 count_tokens=self._count_tokens,

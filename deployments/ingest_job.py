@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from deployments.jobs import Job, JobDocument
-from ingest.journal import open_journal
+from ingest.journal import Journal
 from ingest.load import Failure, load_documents
 from ingest.pipeline import ingest_documents
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
 from rag.config import Settings
 from rag.types import CountTokens, IndexFingerprint, StoredDocument
-
-logger = logging.getLogger("ray.serve")
 
 MAX_FAILURES = 100  # named one by one of those within a file
 
@@ -25,6 +22,8 @@ def ingest_job(
     folder: Path,
     *,
     store: ChunkStore,
+    journal: Journal,
+    say: Callable[[str], None],
     embed: EmbedPassages,
     analyze: Analyze,
     count_tokens: CountTokens,
@@ -37,22 +36,21 @@ def ingest_job(
     `ingest_documents` does.
     """
     files = {folder / one.file: one for one in job.documents if one.file is not None}
-    with open_journal(settings, job.collection, logger.info) as journal:
-        report = ingest_documents(
-            list(files),
-            store=store,
-            journal=journal,
-            embed=embed,
-            analyze=analyze,
-            count_tokens=count_tokens,
-            fingerprint=fingerprint,
-            settings=settings,
-            collection=job.collection,
-            acl=job.acl,
-            metadata=job.metadata,
-            sources={path: one.source for path, one in files.items()},
-            say=logger.info,
-        )
+    report = ingest_documents(
+        list(files),
+        store=store,
+        journal=journal,
+        say=say,
+        embed=embed,
+        analyze=analyze,
+        count_tokens=count_tokens,
+        fingerprint=fingerprint,
+        settings=settings,
+        collection=job.collection,
+        acl=job.acl,
+        metadata=job.metadata,
+        sources={path: one.source for path, one in files.items()},
+    )
     reasons = {failure.source: failure.reason for failure in report.failures}
     stored = {one.document_id: one for one in store.stored_documents(job.collection)}
     outcomes: list[JobDocument] = []

@@ -70,7 +70,12 @@ class Orchestrator:
         }
         self._handles = {**stages, "indexer": indexer}
         jobs = JobStore(settings.data_dir)
-        self.documents = DocumentDoors(Intake(settings.serve, jobs), jobs, indexer)
+        self.documents = DocumentDoors(
+            Intake(settings.serve, jobs, settings.store.metadata_fields),
+            jobs,
+            indexer,
+            frozenset(settings.serve.anonymous_groups),
+        )
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
         self._steps = build_steps(settings, self._watch, **stages)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -22,6 +22,8 @@ from deployments.multipart import FILE_FIELD, FormReceiver
 from ingest.load import SUFFIXES
 from rag.config import ServeSettings
 from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
+from rag.filters import FieldKind
+from rag.metadata import check_metadata
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -32,8 +34,9 @@ TEXT_FILE = "0.jsonl"
 class Intake:
     """`accept(request)` makes a job of a `POST /documents`. A refused one leaves nothing on the disk."""
 
-    def __init__(self, settings: ServeSettings, jobs: JobStore) -> None:
+    def __init__(self, settings: ServeSettings, jobs: JobStore, metadata_fields: Mapping[str, FieldKind]) -> None:
         self._settings = settings
+        self._metadata_fields = metadata_fields
         self._jobs = jobs
         self._arriving: dict[str, int] = {}  # bytes so far of each upload that is no job yet
 
@@ -70,6 +73,7 @@ class Intake:
         body = await request.body()
         self._check_room(job_id, len(body), await asyncio.to_thread(self._jobs.stored_bytes))
         given = await asyncio.to_thread(_validate, lambda: TextRequest.model_validate_json(body))
+        check_metadata(given.metadata, self._metadata_fields)
         row = {"id": given.source, "source": given.source, "title": given.title, "text": given.text}
         await asyncio.to_thread(_write_file, folder / TEXT_FILE, json.dumps(row).encode("ascii"))
         document = JobDocument(given.source, TEXT_FILE)
@@ -86,6 +90,7 @@ class Intake:
         finally:
             receiver.close()
         given = _validate(lambda: FileFields.model_validate(_form_values(receiver.fields)))
+        check_metadata(given.metadata, self._metadata_fields)
         documents = _name_documents(receiver.names, given.source)
         await asyncio.to_thread(_rename_files, folder, documents)
         size = self._arriving[job_id]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from rag.errors import InputError, UnknownDocumentError
-from rag.filters import Equals, Filter
-from rag.types import StoredDocument
-
-Groups = Collection[str] | None  # None: an operator, who sees everything
+from rag.filters import And, Equals, Filter
+from rag.types import Groups, StoredDocument
 
 
 class DocumentStore(Protocol):
@@ -45,10 +43,22 @@ def find_document(store: DocumentStore, collection: str, document_id: str, group
     raise UnknownDocumentError(f"the collection {collection!r} has no document {document_id[:80]!r}")
 
 
-def delete_document(store: DocumentStore, collection: str, document_id: str, groups: Groups) -> StoredDocument:
-    """The document that was there; a search that starts afterwards finds nothing of it. Raises as `find_document`."""
+def delete_document(
+    store: DocumentStore, collection: str, document_id: str, groups: Groups, *, ingesting: bool
+) -> StoredDocument:
+    """The document that was there; a search that starts afterwards finds nothing of it. Raises as `find_document`.
+
+    `ingesting`: somebody may be writing to the collection. Only complete revisions go then: one that is being written
+    would be left without its first chunks.
+    """
     document = find_document(store, collection, document_id, groups)
-    store.delete(collection, Equals("document_id", document_id))
+    whole = Equals("document_id", document_id)
+    if not ingesting:
+        store.delete(collection, whole)
+        return document
+    for one in store.stored_documents(collection):
+        if one.document_id == document_id:
+            store.delete(collection, And((whole, Equals("revision", one.revision))))
     return document
 
 

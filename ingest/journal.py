@@ -18,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ingest.journal_file import failures_of, open_file, take_lock
+from ingest.journal_file import failures_of, open_file, take_lock, try_lock
 from rag.columns import from_column, to_column
 from rag.config import Settings
 from rag.types import Chunk, StoredDocument
@@ -320,18 +320,33 @@ def open_journal(settings: Settings, collection: str, say: Callable[[str], None]
     While another process has it, this one says so and waits. The system frees it when its process ends, however it
     ends; the journal does not guard against ingesting one collection from two data directories. Raises SettingsError.
     """
-    store = settings.store.uri or "embedded"  # whose port may change
-    identity = blake2b(json.dumps([store, collection]).encode(), digest_size=16).hexdigest()
-    path = settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
-    with failures_of(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    identity, path, lock = _open_lock(settings, collection)
     try:
         take_lock(lock, f"collection {collection!r}", say)
         with Journal(path, identity) as journal:
             yield journal
     finally:
         os.close(lock)
+
+
+@contextmanager
+def unless_ingesting(settings: Settings, collection: str) -> Iterator[bool]:
+    """Whether nobody ingests into the collection now; where that is so, nobody does during the block."""
+    _, _, lock = _open_lock(settings, collection)
+    try:
+        yield try_lock(lock)
+    finally:
+        os.close(lock)
+
+
+def _open_lock(settings: Settings, collection: str) -> tuple[str, Path, int]:
+    """The journal's identity, its path and its lock's open file."""
+    store = settings.store.uri or "embedded"  # whose port may change
+    identity = blake2b(json.dumps([store, collection]).encode(), digest_size=16).hexdigest()
+    path = settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
+    with failures_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return identity, path, os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _columns(document: StoredDocument) -> tuple[Any, ...]:

@@ -53,12 +53,24 @@ def open_file(path: Path, identity: str) -> tuple[sqlite3.Connection, str]:
 
 def take_lock(lock: int, of_what: str, say: Callable[[str], None]) -> None:
     """Locks an open file until it is closed or the process ends; says so and waits while another process has it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(lock):
         holder = os.pread(lock, 20, 0).decode("ascii") or "unknown"
         say(f"{of_what} is being written to by process {holder}; waiting until that ends")
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _name_holder(lock)
+
+
+def try_lock(lock: int) -> bool:
+    """Locks an open file unless another process has it; whether it did."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    _name_holder(lock)
+    return True
+
+
+def _name_holder(lock: int) -> None:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
 

@@ -178,8 +178,6 @@ def load_document(
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
     source = source or path.resolve().as_posix()
-    if printable(source) != source:
-        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     return Document(document_id_of(source), source, revision, media_type, tuple(acl), dict(metadata or {}))
 
 
@@ -199,7 +197,7 @@ def load_documents(
     """
     try:
         if _tell_file(path, max_file_bytes) == JSONL:
-            yield from _load_rows(path, max_file_bytes, tuple(acl), dict(metadata or {}))
+            yield from _load_rows(path, source or str(path), max_file_bytes, tuple(acl), dict(metadata or {}))
         else:
             yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata, source=source)
     except OSError as error:
@@ -209,7 +207,7 @@ def load_documents(
 
 
 def _load_rows(
-    path: Path, max_row_bytes: int, acl: tuple[str, ...], metadata: Mapping[str, Any]
+    path: Path, called: str, max_row_bytes: int, acl: tuple[str, ...], metadata: Mapping[str, Any]
 ) -> Iterator[Document | Failure]:
     seen: set[int] = set()  # 64 bits of each source: two of 10 million rows clash in one file of 300,000
     for number, part, raw in find_rows(path, max_row_bytes):
@@ -221,7 +219,7 @@ def _load_rows(
                 reason = "its source (or its id, without one) stands in a row above; give each row its own"
                 raise DocumentError(reason)
         except DocumentError as error:
-            yield Failure(f"{path}:{number}", str(error))
+            yield Failure(f"{called}:{number}", str(error))
             continue
         seen.add(key)
         yield document
@@ -243,6 +241,9 @@ def _load_row(raw: bytes, part: Span, acl: tuple[str, ...], metadata: Mapping[st
 
 def _tell_file(path: Path, max_file_bytes: int) -> str:
     """The media type of a file that can be read. Raises OSError, and DocumentError for one that is of no use."""
+    source = path.resolve().as_posix()
+    if printable(source) != source:
+        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise DocumentError("it is not a regular file; name a file or a folder")

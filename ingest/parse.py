@@ -49,7 +49,7 @@ def parse_document(document: Document, limits: IngestSettings, path: Path | None
         return assemble_blocks(read_isolated("html", {"text": text}, limits), document)
     if document.media_type == MARKDOWN:
         return assemble_markdown(read_isolated("markdown", {"text": text}, limits), document, text)
-    return ParsedDocument(document, title=path.stem, pages=(Page(1, text, 0),))
+    return ParsedDocument(document, title=Path(document.source).stem, pages=(Page(1, text, 0),))
 
 
 def _parse_row(document: Document, limits: IngestSettings, path: Path) -> ParsedDocument:

@@ -85,9 +85,10 @@ def show_command(context: click.Context, document_id: str, collection: str, as_j
 def delete_command(context: click.Context, document_id: str, collection: str, as_json: bool) -> None:
     """Remove a document from a collection; the file that it was made of stays."""
     from ingest.documents import delete_document, document_body
+    from ingest.journal import unless_ingesting
 
-    with _opened(context) as (store, _):
-        deleted = delete_document(store, collection, document_id, None)
+    with _opened(context) as (store, _), unless_ingesting(read_settings(context), collection) as alone:
+        deleted = delete_document(store, collection, document_id, None, ingesting=not alone)
     if as_json:
         print_json({"documents": [document_body(deleted)]})
     else:

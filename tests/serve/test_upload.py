@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 import sys
 import time
@@ -134,6 +135,29 @@ def test_what_a_done_job_held_is_found_by_the_next_search(client: httpx.Client, 
     document = documents["upload/등대.md"]
     assert (document["title"], document["metadata"], document["acl"]) == ("Lamp", {"year": 2024}, [])
     assert client.get(f"/documents/{document['document_id']}").json() == document
+
+
+def test_a_text_is_found_under_its_source_and_title(client: httpx.Client) -> None:
+    request = {"text": "The plum tree blossoms in spring.", "title": "Plums", "source": "https://wiki/plum"}
+    response = client.post("/documents", json={**request, "collection": "texts", "metadata": {"lang": "en"}})
+    assert response.status_code == 202, response.text
+    job = finish(client, response.headers["location"])
+    assert (job["state"], job["documents"][0]["state"], job["documents"][0]["chunks"]) == ("done", "done", 1)
+    assert sources_found(client, "plum tree", "texts") == {"https://wiki/plum"}
+    document = listed(client, "texts")["https://wiki/plum"]
+    assert (document["title"], document["metadata"]) == ("Plums", {"lang": "en"})
+
+
+def test_rows_of_json_lines_are_documents_and_a_bad_one_is_named(client: httpx.Client) -> None:
+    rows = [{"id": "a", "text": "The ash tree."}, {"id": "b"}, {"id": "c", "text": "The elm tree."}]
+    content = "\n".join(json.dumps(row) for row in rows).encode()
+    job = finish(client, upload(client, {"trees.jsonl": content}, collection="rows"))
+    assert job["state"] == "done"
+    whole, bad = job["documents"]
+    assert (whole["source"], whole["state"], whole["chunks"]) == ("upload/trees.jsonl", "done", 2)
+    assert "1 of the 3" in whole["reason"]
+    assert (bad["source"], bad["state"]) == ("upload/trees.jsonl:2", "failed")
+    assert set(listed(client, "rows")) == {"a", "c"}
 
 
 def test_a_deleted_document_is_not_found_by_the_next_search(client: httpx.Client) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from deployments.documents import DocumentDoors, caller_groups, current_doors
+from deployments.documents import DocumentDoors, current_doors
 from deployments.ingress import create_api
 from deployments.intake import Intake
 from deployments.jobs import JobStore
@@ -84,11 +84,9 @@ class Doors:
         self.uploads = data_dir / "uploads"
         self.indexer = FakeIndexer()
         indexer: Any = self.indexer
-        doors = DocumentDoors(Intake(self.settings, self.jobs), self.jobs, indexer)
+        doors = DocumentDoors(Intake(self.settings, self.jobs, {"year": "integer"}), self.jobs, indexer, groups)
         self.api: FastAPI = create_api(self.settings)
         self.api.dependency_overrides[current_doors] = lambda: doors
-        if groups:
-            self.api.dependency_overrides[caller_groups] = lambda: groups
 
     async def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.api, raise_app_exceptions=False)
@@ -218,6 +216,7 @@ async def test_a_name_is_never_a_path(doors: Doors, tmp_path: Path, name: str, s
         pytest.param({"json": text_request(source="a\nb")}, 422, "source", id="control_character"),
         pytest.param({"json": text_request(source="a" * 1001)}, 422, "source", id="long_source"),
         pytest.param({"json": text_request(path="/etc")}, 422, "path", id="unknown_field"),
+        pytest.param({"json": text_request(metadata={"year": "2024"})}, 422, "year", id="metadata_of_another_type"),
         pytest.param({"json": text_request(metadata={"a": "x" * 60_000})}, 422, "metadata", id="large_metadata"),
         pytest.param({"json": text_request(text="x" * 70_000)}, 413, "serve.max_text_bytes", id="long_text"),
         pytest.param({"files": {"file": ("a.md", b"x" * 20_000)}}, 413, "serve.max_upload_bytes", id="large_file"),

@@ -32,6 +32,14 @@ def add(store: InMemoryStore, *documents: tuple[str, tuple[str, ...]], revision:
             store.upsert("docs", [row])
 
 
+def find(store: InMemoryStore, collection: str, document_id: str) -> StoredDocument:
+    return find_document(store, collection, document_id, frozenset())
+
+
+def delete(store: InMemoryStore, collection: str, document_id: str, *, ingesting: bool = False) -> StoredDocument:
+    return delete_document(store, collection, document_id, frozenset(), ingesting=ingesting)
+
+
 def sources(documents: Any) -> list[str]:
     return [document.source for document in documents]
 
@@ -48,9 +56,9 @@ def test_a_hidden_document_is_as_unknown_as_one_that_is_not_there() -> None:
     store = make_store(("staff", ("staff",)))
     messages = []
     for document_id in ("id-staff", "id-nobody"):
-        for call in (find_document, delete_document):
+        for call in (find, delete):
             with pytest.raises(UnknownDocumentError) as raised:
-                call(store, "docs", document_id, frozenset())
+                call(store, "docs", document_id)
             messages.append(str(raised.value).replace(document_id, "ID"))
     assert len(set(messages)) == 1
     assert find_document(store, "docs", "id-staff", {"staff"}).source == "staff"
@@ -58,11 +66,22 @@ def test_a_hidden_document_is_as_unknown_as_one_that_is_not_there() -> None:
 
 def test_a_deleted_document_takes_all_its_chunks_along_and_no_others() -> None:
     store = make_store(("a", ()), ("b", ()))
-    assert delete_document(store, "docs", "id-a", frozenset()).source == "a"
+    assert delete(store, "docs", "id-a").source == "a"
     assert store.chunks("docs", "id-a") == []
     assert len(store.chunks("docs", "id-b")) == 2
     with pytest.raises(UnknownDocumentError):
-        delete_document(store, "docs", "id-a", frozenset())
+        delete(store, "docs", "id-a")
+
+
+def test_a_revision_that_is_being_written_survives_the_deletion_of_the_former_one() -> None:
+    store = make_store(("a", ()), revision="old")
+    chunk = Chunk("a:new:1", "id-a", "new", 1, "text", 0, 4)  # its first chunk comes last
+    store.upsert("docs", [StoredChunk(chunk, np.array([1, 0]), "text", "a", "a", (), {}, 2, None, "2")])
+    delete(store, "docs", "id-a", ingesting=True)
+    assert [one.revision for one in store.chunks("docs", "id-a")] == ["new"]
+    add(store, ("a", ()), revision="new", updated_at="2")
+    delete(store, "docs", "id-a")
+    assert store.chunks("docs", "id-a") == []
 
 
 def test_while_a_revision_takes_another_s_place_the_document_is_listed_once_as_the_later_one() -> None:

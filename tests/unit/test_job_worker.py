@@ -16,7 +16,8 @@ from deployments import job_worker
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import MAX_ATTEMPTS, JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from rag.config import load_settings
+from ingest.journal import Journal, open_journal
+from rag.config import Settings, load_settings
 from rag.errors import IndexMismatchError, StoreUnavailableError
 from rag.types import IndexFingerprint
 from tests.fakes import HashEmbedder, InMemoryStore
@@ -46,15 +47,22 @@ class Bench:
     def run_job(self, job: Job) -> list[JobDocument]:
         if self.faults:
             raise self.faults.pop(0)
+        settings = load_settings(profile="embedded", data_dir=self.data_dir, ingest={"max_file_bytes": 10_000})
+        with open_journal(settings, job.collection, print) as journal:
+            return self.ingest(job, settings, journal)
+
+    def ingest(self, job: Job, settings: Settings, journal: Journal) -> list[JobDocument]:
         return ingest_job(
             job,
             self.jobs.folder(job.job_id),
             store=self.store,
+            journal=journal,
+            say=print,
             embed=lambda texts: HashEmbedder().encode(texts, "passage"),
             analyze=str.lower,
             count_tokens=lambda text: len(text.split()),
             fingerprint=FINGERPRINT,
-            settings=load_settings(profile="embedded", ingest={"max_file_bytes": 10_000}),
+            settings=settings,
         )
 
     def worker(self) -> JobWorker:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import pytest
 
 from rag.store_rows import BuiltIndex, build_schema, has_bm25, read_description, write_description
@@ -35,11 +32,6 @@ def test_a_server_tells_by_its_version_whether_it_has_bm25(version: str, has: bo
 def test_a_description_remembers_the_index(lexical: bool) -> None:
     built = BuiltIndex(FINGERPRINT, lexical)
     assert read_description("c", write_description(built)) == built
-
-
-def test_a_collection_from_before_the_words_were_remembered_has_them() -> None:
-    description = json.dumps({"rag_schema": 1, "fingerprint": asdict(FINGERPRINT)})
-    assert read_description("c", description) == BuiltIndex(FINGERPRINT, lexical=True)
 
 
 @pytest.mark.parametrize("lexical", [True, False])
