@@ -229,8 +229,7 @@ def read_description(collection: str, description: str) -> BuiltIndex:
         raise IndexMismatchError(
             f"collection {collection!r} was made by another version of this program; {_mend(collection)}"
         )
-    # Collections made before this was remembered all have the columns.
-    return BuiltIndex(IndexFingerprint(**values), lexical=bool(remembered.get("lexical", True)))
+    return BuiltIndex(IndexFingerprint(**values), lexical=remembered["lexical"])
 
 
 def check_fingerprint(collection: str, stored: IndexFingerprint, expected: IndexFingerprint) -> None:
