@@ -17,7 +17,8 @@ from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
-from rag.config import Settings, StageServing
+from rag.config import Settings
+from rag.step_settings import StageServing
 
 # Health checks, readiness and searches come beside the questions that are at work.
 SPARE_REQUESTS = 16

@@ -32,7 +32,7 @@ from deployments.errors import call_stage
 from deployments.http import JSON, MULTIPART, BodyLimit
 from deployments.intake import Intake
 from deployments.jobs import JobStore
-from rag.config import ServeSettings
+from rag.step_settings import ServeSettings
 
 UPLOAD_PATH = "/documents"
 

@@ -31,13 +31,14 @@ from deployments.sse import encode_event, event_name_and_data, with_comments
 from deployments.watch import Watch
 from rag.analyze import terms
 from rag.clock import RequestClock
-from rag.config import ServeSettings, Settings
+from rag.config import Settings
 from rag.errors import RagError, StageError, UnknownModelError
 from rag.filter_language import parse_filter
 from rag.filters import Filter
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Done, Event, Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
+from rag.step_settings import ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 
 logger = logging.getLogger("ray.serve")

@@ -20,10 +20,10 @@ from deployments.http import JSON
 from deployments.jobs import Job, JobDocument, JobStore
 from deployments.multipart import FILE_FIELD, FormReceiver
 from ingest.load import SUFFIXES
-from rag.config import ServeSettings
 from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
 from rag.filters import FieldKind
 from rag.metadata import check_metadata
+from rag.step_settings import ServeSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from ingest.isolate import read_isolated
 from ingest.parse import decode_html
-from rag.config import IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import IngestSettings
 
 _TOKEN = re.compile(r"\w+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # written without spaces: a character is a token

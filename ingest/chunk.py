@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import takewhile
 
 from ingest.blocks import Block, find_blocks, overlap_starts, split_block
-from rag.config import ChunkSettings
+from rag.step_settings import ChunkSettings
 from rag.types import Chunk, CountTokens, Heading, ParsedDocument, Span
 
 # Part of the index's fingerprint: raise it when parsing or splitting gives other chunks for the same file.

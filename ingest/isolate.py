@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest.lines import Line
-from rag.config import MIB, IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import MIB, IngestSettings
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from ingest.assemble import assemble_blocks, assemble_markdown, assemble_pages
 from ingest.isolate import read_isolated
 from ingest.load import DOCX, HTML, JSONL, MARKDOWN, PDF, hash_file, is_binary, revision_of, unreadable
 from ingest.rows import read_part
-from rag.config import IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import IngestSettings
 from rag.types import Document, Page, ParsedDocument
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 
 from rag.clock import RequestClock
-from rag.config import CalibrationSettings, Settings
+from rag.config import Settings
 from rag.errors import ModelError, OverloadedError, StageError, StoreUnavailableError
 from rag.filters import Filter
 from rag.fuse import fuse_hits, order_by_blend
 from rag.language import Language, language_of
+from rag.step_settings import CalibrationSettings
 from rag.types import DenseSearch, Embed, Groups, Hit, LexicalSearch, Score, SearchResult, Span, Stage, Vector
 
 logger = logging.getLogger(__name__)

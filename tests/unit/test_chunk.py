@@ -13,7 +13,7 @@ from ingest.assemble import assemble_markdown
 from ingest.chunk import chunk_document, embedding_text, splitter_name
 from ingest.load import HTML, MARKDOWN, PDF, TEXT
 from ingest.read_markdown import read
-from rag.config import ChunkSettings
+from rag.step_settings import ChunkSettings
 from rag.types import Chunk, Document, Page, ParsedDocument
 
 SMALL = ChunkSettings(max_tokens=16, overlap_tokens=4)

@@ -18,8 +18,8 @@ from deployments.documents import DocumentDoors, current_doors
 from deployments.ingress import create_api
 from deployments.intake import Intake
 from deployments.jobs import JobStore
-from rag.config import ServeSettings
 from rag.errors import UnknownCollectionError, UnknownDocumentError
+from rag.step_settings import ServeSettings
 
 PROBLEM = "application/problem+json"
 BOUNDARY = "x1x"

@@ -15,8 +15,8 @@ from docx.oxml.ns import nsdecls
 
 from ingest.load import DOCX, TEXT, load_document, tell_media_type
 from ingest.parse import parse_document
-from rag.config import MIB, IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import MIB, IngestSettings
 from rag.types import ParsedDocument
 
 LIMITS = IngestSettings(parse_wall_s=30)

@@ -13,7 +13,6 @@ from deployments.errors import problem, problem_response
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.ingress import create_api
 from deployments.schemas import AskRequest
-from rag.config import ServeSettings
 from rag.errors import (
     FilterError,
     ModelError,
@@ -22,6 +21,7 @@ from rag.errors import (
     StageError,
     StoreUnavailableError,
 )
+from rag.step_settings import ServeSettings
 from tests.error_table import ERRORS
 
 PROBLEM = "application/problem+json"

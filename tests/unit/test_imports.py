@@ -32,14 +32,15 @@ STEPS = {"embed", "store", "fuse", "rerank", "evidence", "prompt", "ground", "an
 OWNERS = {"embed", "store", "rerank", "models"}
 
 # rag module -> the rag modules that it may import. A new module has to be put in here.
-EVERY_STEP = {"types", "errors", "config"}
+EVERY_STEP = {"types", "errors", "config", "step_settings"}
 RAG = {
     # values
     "types": {"filters"},
     "errors": set[str](),
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "language", "profiles", "filters", "filter_language"},
+    "config": {"errors", "profiles", "step_settings"},
+    "step_settings": {"language", "filters", "filter_language"},
     "columns": set[str](),
     "filters": {"columns"},
     "filter_language": {"columns", "errors", "filters"},
@@ -102,7 +103,7 @@ LIBRARIES = {
     "kiwipiepy": {"rag.analyze"},
     "Stemmer": {"rag.analyze"},
     "sentencex": {"rag.sentences"},
-    "pydantic": {"rag.config", "deployments.schemas", "deployments.document_schemas", "deployments.intake"},
+    "pydantic": {"rag.config", "rag.step_settings", "deployments.schemas", "deployments.document_schemas", "deployments.intake"},
     "python_multipart": {"deployments.multipart"},
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},

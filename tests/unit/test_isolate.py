@@ -16,8 +16,8 @@ import pytest
 
 from ingest import isolate
 from ingest.isolate import read_isolated
-from rag.config import MIB, IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import MIB, IngestSettings
 
 ROOT = Path(__file__).parents[2]
 LIMITS = IngestSettings(parse_wall_s=30)

@@ -14,8 +14,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from ingest.load import load_document
 from ingest.parse import parse_document
-from rag.config import MIB, IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import MIB, IngestSettings
 from rag.types import ParsedDocument
 
 OCR = IngestSettings(ocr=True, ocr_languages="eng")

@@ -10,8 +10,8 @@ from ingest.assemble import assemble_markdown
 from ingest.load import load_document
 from ingest.parse import decode_text, parse_document
 from ingest.read_markdown import read
-from rag.config import IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import IngestSettings
 from rag.types import Document, ParsedDocument
 
 LIMITS = IngestSettings()

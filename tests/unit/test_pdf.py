@@ -19,8 +19,8 @@ from ingest.lines import storable
 from ingest.load import load_document
 from ingest.outline import place_outline
 from ingest.parse import parse_document
-from rag.config import ChunkSettings, IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import ChunkSettings, IngestSettings
 from rag.types import Page, ParsedDocument
 
 LIMITS = IngestSettings(parse_wall_s=30)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rag.clock import RequestClock
-from rag.config import CalibrationSettings, Settings
+from rag.config import Settings
 from rag.errors import (
     DeadlineError,
     IndexMismatchError,
@@ -23,6 +23,7 @@ from rag.errors import (
 )
 from rag.filters import Equals, Like
 from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words, understands
+from rag.step_settings import CalibrationSettings
 from rag.types import Scores, SearchResult, Span
 from tests.pipeline_fakes import (
     DOCUMENTS,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ingest.load import JSONL, Failure, document_id_of, load_document, load_documents
 from ingest.parse import parse_document
 from ingest.rows import find_rows, read_row
-from rag.config import IngestSettings
 from rag.errors import DocumentError
+from rag.step_settings import IngestSettings
 from rag.types import Document
 
 LIMITS = IngestSettings()
