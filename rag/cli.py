@@ -60,6 +60,8 @@ def _interrupt(*_: object) -> None:
 @click.option("--collection", default="default", show_default=True)
 @click.option("--acl", multiple=True, metavar="GROUP", help="Groups that may see the documents.")
 @click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document; a list by its name again.")
+@click.option("--pdf-password", "pdf_passwords", multiple=True, help="Tried on encrypted PDFs; may be given again.")
+@click.option("--ocr", is_flag=True, help="Read scanned PDF pages by Tesseract; needs the extra `ocr`.")
 @click.option("--prune", is_flag=True, help="Remove documents whose file is gone from the folders given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -70,6 +72,8 @@ def ingest(
     collection: str,
     acl: tuple[str, ...],
     metadata: tuple[str, ...],
+    pdf_passwords: tuple[str, ...],
+    ocr: bool,
     prune: bool,
     as_json: bool,
 ) -> None:
@@ -78,7 +82,9 @@ def ingest(
     from ingest.run import run_ingest
     from rag.metadata import read_metadata
 
-    settings = read_settings(context)
+    reading: dict[str, Any] = {"pdf_passwords": pdf_passwords} if pdf_passwords else {}
+    reading |= {"ocr": True} if ocr else {}
+    settings = read_settings(context, **({"ingest": reading} if reading else {}))
     report = run_ingest(
         settings,
         paths,
