@@ -23,6 +23,7 @@ CONSISTENCY = "Strong"  # a search sees every write that returned before it
 NEEDS_BM25 = "use Milvus 2.5 or later, then: rag collections reindex"
 
 _NOT_FOUND, _BAD_PARAMETER = 100, 1_100  # Milvus' error codes
+_NOT_PARSED = "cannot parse expression"  # a filter that this server does not know; the code says nothing of it
 _REFUSALS = (ParamError, DataNotMatchException, DataTypeNotMatchException)
 
 # A channel of its own, and short pauses: by gRPC's defaults a server that came back is not tried for up to two minutes.
@@ -136,7 +137,7 @@ class MilvusConnection:
         if collection is not None and is_not_found(error):
             return UnknownCollectionError(collection)
         refused = isinstance(error, _REFUSALS) or getattr(error, "code", None) == _BAD_PARAMETER
-        if isinstance(error, MilvusException) and refused:
+        if isinstance(error, MilvusException) and (refused or _NOT_PARSED in error.message):
             return InputError(f"Milvus refuses the request: {error.message}")
         if isinstance(error, MilvusException):
             reason = error.message

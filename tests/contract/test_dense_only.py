@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from rag.doctor import examine
-from rag.errors import StageError
+from rag.errors import InputError, StageError
+from rag.filters import Like
 from rag.store import MilvusStore
 from rag.types import Question
 from tests.fakes import HashEmbedder
@@ -43,6 +44,17 @@ def store(standalone_uri: str, collection: str) -> MilvusStore:
 async def test_lexical_search_says_what_is_missing_and_what_mends_it(store: MilvusStore, collection: str) -> None:
     with pytest.raises(StageError, match=f"lexical: collection '{collection}' .* without BM25.*Milvus 2.5 or later"):
         await store.lexical_search(collection, "port", 5)
+    await store.aclose()
+
+
+async def test_a_pattern_that_this_server_does_not_know_is_the_caller_s_mistake(
+    store: MilvusStore, collection: str
+) -> None:
+    vector = HashEmbedder().encode(["port"], "query")[0]
+    found = await store.dense_search(collection, vector, 3, where=Like("title", "start", "ports"))
+    assert [hit.source for hit in found.hits] == ["ports.md", "ports.md"]
+    with pytest.raises(InputError, match=r"Milvus refuses the request: .*unsupported pattern"):
+        await store.dense_search(collection, vector, 3, where=Like("title", "within", "ports"))
     await store.aclose()
 
 
