@@ -13,10 +13,12 @@ from ray.serve import Application
 
 from deployments.embedder import Embedder
 from deployments.generator import bind_generator
+from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
-from rag.config import Settings, StageServing
+from rag.config import Settings
+from rag.step_settings import StageServing
 
 # Health checks, readiness and searches come beside the questions that are at work.
 SPARE_REQUESTS = 16
@@ -26,13 +28,14 @@ HEALTH_CHECK_TIMEOUT_S = 30
 
 
 def build_app(settings: Settings) -> Application:
-    """The graph: the orchestrator over embedder, retriever, reranker and generator."""
+    """The graph: the orchestrator over embedder, retriever, reranker, generator and indexer."""
     serving = settings.serve
     # A question holds at most two calls of a stage at once: scoring the question while a sentence is grounded.
     stage_requests = 2 * serving.max_inflight + SPARE_REQUESTS
     embedder = _deploy(Embedder, settings, serving.embedder, stage_requests)
     retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
     reranker = _deploy(Reranker, settings, serving.reranker, stage_requests)
+    indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
     generator = bind_generator(
         settings,
         {
@@ -42,15 +45,17 @@ def build_app(settings: Settings) -> Application:
         },
     )
     orchestrator: Any = serve.deployment(
-        serve.ingress(create_api(serving.max_body_bytes))(Orchestrator),
+        serve.ingress(create_api(serving))(Orchestrator),
         **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
     )
-    return orchestrator.bind(settings, embedder, retriever, reranker, generator)
+    return orchestrator.bind(settings, embedder, retriever, reranker, generator, indexer)
 
 
-def _deploy(stage: type, settings: Settings, serving: StageServing, max_ongoing: int) -> Application:
+def _deploy(
+    stage: type, settings: Settings, serving: StageServing, max_ongoing: int, *handles: Application
+) -> Application:
     deployment: Any = serve.deployment(stage, **_options(serving, max_ongoing))
-    return deployment.bind(settings)
+    return deployment.bind(settings, *handles)
 
 
 def _options(serving: StageServing, max_ongoing: int) -> dict[str, Any]:

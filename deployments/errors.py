@@ -16,15 +16,22 @@ from starlette.responses import Response
 
 from rag.errors import (
     DeadlineError,
+    FilterError,
     IndexMismatchError,
     InputError,
+    MalformedError,
+    MediaTypeError,
     ModelError,
     OverloadedError,
+    QuotaError,
     RagError,
     StageError,
     StageTimeoutError,
     StoreUnavailableError,
+    TooLargeError,
     UnknownCollectionError,
+    UnknownDocumentError,
+    UnknownJobError,
     UnknownModelError,
 )
 
@@ -43,9 +50,15 @@ class _Outcome:
 # The first class that fits decides; subclasses stand before their parents.
 _TABLE: tuple[tuple[type[RagError], _Outcome], ...] = (
     (UnknownCollectionError, _Outcome(404, "unknown-collection", "Unknown collection")),
+    (UnknownDocumentError, _Outcome(404, "unknown-document", "Unknown document")),
+    (UnknownJobError, _Outcome(404, "unknown-job", "Unknown job")),
     (UnknownModelError, _Outcome(404, "unknown-model", "Unknown model")),
+    (MalformedError, _Outcome(400, "malformed", "Malformed request")),
+    (MediaTypeError, _Outcome(415, "unsupported-media-type", "Unsupported media type")),
+    (TooLargeError, _Outcome(413, "too-large", "Body too large")),
     (InputError, _Outcome(422, "invalid-input", "Input cannot be used")),
     (IndexMismatchError, _Outcome(409, "index-mismatch", "Collection built with another embedder")),
+    (QuotaError, _Outcome(429, "quota", "Quota used up", 30)),
     (OverloadedError, _Outcome(503, "overloaded", "Overloaded", 1)),
     (DeadlineError, _Outcome(504, "deadline", "Deadline passed")),
     (StageTimeoutError, _Outcome(503, "stage-timeout", "A stage did not answer in time", 5)),
@@ -63,6 +76,8 @@ def problem(request_id: str, instance: str, error: RagError) -> dict[str, Any]:
     body["retryable"] = outcome.retry_after_s is not None
     if isinstance(error, StageError):
         body["stage"] = error.stage
+    if isinstance(error, FilterError):
+        body["errors"] = [{"field": "filter", "message": error.reason, "column": error.column}]
     return body
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 from vllm.exceptions import VLLMError
 
-from rag.config import GeneratorSettings, Settings, StageServing
+from rag.config import Settings
 from rag.errors import ModelError, StageError
 from rag.models import FormatCheck, choose_dtype, locate_model, read_format_checks
+from rag.step_settings import GeneratorSettings, StageServing
 from rag.types import GeneratedText, Message, Usage
 
 

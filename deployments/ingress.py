@@ -20,8 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from deployments.admission import Admission
+from deployments.documents import DocumentDoors, upload_limits
+from deployments.documents import router as document_router
 from deployments.errors import call_stage, iterate_stage, json_problem, problem, problem_body, problem_response
-from deployments.http import RequestGate
+from deployments.http import JSON, BodyLimit, RequestGate
+from deployments.intake import Intake
+from deployments.jobs import JobStore
 from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
 from deployments.sse import encode_event, event_name_and_data, with_comments
 from deployments.watch import Watch
@@ -29,10 +33,13 @@ from rag.analyze import terms
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import RagError, StageError, UnknownModelError
+from rag.filter_language import parse_filter
+from rag.filters import Filter
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Done, Event, Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
-from rag.types import Chunk, GeneratedText, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
+from rag.step_settings import ServeSettings
+from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 
 logger = logging.getLogger("ray.serve")
 router = APIRouter()
@@ -53,17 +60,26 @@ class Orchestrator:
         retriever: DeploymentHandle,
         reranker: DeploymentHandle,
         generator: DeploymentHandle,
+        indexer: DeploymentHandle,
     ) -> None:
         self._settings = settings
-        self._handles = {
+        stages = {
             "embedder": embedder,
             "retriever": retriever,
             "reranker": reranker,
             "generator": generator,
         }
+        self._handles = {**stages, "indexer": indexer}
+        jobs = JobStore(settings.data_dir)
+        self.documents = DocumentDoors(
+            Intake(settings.serve, jobs, settings.store.metadata_fields),
+            jobs,
+            indexer,
+            frozenset(settings.serve.anonymous_groups),
+        )
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
-        self._steps = build_steps(settings, self._watch, **self._handles)
+        self._steps = build_steps(settings, self._watch, **stages)
         terms("준비")  # loads the Korean model before the first question waits for it
 
     def _watch(self) -> Watch:
@@ -76,10 +92,11 @@ class Orchestrator:
     async def ask(self, body: AskRequest, request: Request) -> Response:
         """Answers one question, whole or as server-sent events."""
         self._check_model(body.model)
+        question = body.to_question(self._groups(), self._parse_filter(body.filter))
         request_id = request.state.request_id
         if body.stream or "text/event-stream" in request.headers.get("accept", ""):
-            return await self._stream(body, request_id, request.url.path)
-        done = await _until_disconnect(request, self._answer(body))
+            return await self._stream(question, request_id, request.url.path, explain=body.explain)
+        done = await _until_disconnect(request, self._answer(question))
         if done is None:
             return Response(status_code=499)  # the client is gone: nobody reads this
         content = answer_body(done.answer, _answer_id(), request_id, explain=body.explain)
@@ -89,6 +106,7 @@ class Orchestrator:
     @router.post("/search", response_model=None)
     async def search(self, body: SearchRequest) -> Response:
         """Retrieval only."""
+        where = self._parse_filter(body.filter)
         async with self._admission.permit() as queue_s:
             clock = RequestClock(self._settings.deadlines.total_s, queue_s)
             found = await retrieve(
@@ -97,6 +115,8 @@ class Orchestrator:
                 self._steps.search,
                 self._settings,
                 clock,
+                groups=self._groups(),
+                where=where,
                 top_k=max(body.top_k, self._settings.retrieval.top_k),
                 rerank=body.rerank,
             )
@@ -134,6 +154,8 @@ class Orchestrator:
             "limits": {
                 "question_chars": 4000,
                 "body_bytes": settings.serve.max_body_bytes,
+                "upload_bytes": settings.serve.max_upload_bytes,
+                "upload_files": settings.serve.max_upload_files,
                 "max_inflight": settings.serve.max_inflight,
                 "max_queued": settings.serve.max_queued,
                 "deadline_s": settings.deadlines.total_s,
@@ -159,21 +181,28 @@ class Orchestrator:
         if model is not None and model != self._settings.generator.model_id:
             raise UnknownModelError(f"no LLM is served as {model!r}; there is {self._settings.generator.model_id!r}")
 
-    async def _events(self, body: AskRequest) -> AsyncGenerator[Event, None]:
+    def _groups(self) -> Groups:
+        """The caller's groups: until there are keys, every caller is anonymous."""
+        return frozenset(self._settings.serve.anonymous_groups)
+
+    def _parse_filter(self, expression: str | None) -> Filter | None:
+        return None if expression is None else parse_filter(expression, self._settings.store.metadata_fields)
+
+    async def _events(self, question: Question) -> AsyncGenerator[Event, None]:
         """The flow's events, under a permit."""
         async with self._admission.permit() as queue_s:
-            events = stream_answer(body.to_question(), self._steps, self._settings, queue_s=queue_s)
+            events = stream_answer(question, self._steps, self._settings, queue_s=queue_s)
             async with aclosing(events):
                 async for event in events:
                     yield event
 
-    async def _answer(self, body: AskRequest) -> Done:
+    async def _answer(self, question: Question) -> Done:
         async with self._admission.permit() as queue_s:
-            return Done(await answer(body.to_question(), self._steps, self._settings, queue_s=queue_s))
+            return Done(await answer(question, self._steps, self._settings, queue_s=queue_s))
 
-    async def _stream(self, body: AskRequest, request_id: str, instance: str) -> Response:
+    async def _stream(self, question: Question, request_id: str, instance: str, *, explain: bool) -> Response:
         """Decides the HTTP status with the first token; an error before it is a plain problem response."""
-        events = self._events(body)
+        events = self._events(question)
         first: list[Event] = []
         try:
             async for event in events:
@@ -191,7 +220,7 @@ class Orchestrator:
                     async for event in _chain(first, events):
                         number += 1
                         if isinstance(event, Done):
-                            content = answer_body(event.answer, _answer_id(), request_id, explain=body.explain)
+                            content = answer_body(event.answer, _answer_id(), request_id, explain=explain)
                             yield encode_event(number, "done", content)
                         else:
                             yield encode_event(number, *event_name_and_data(event))
@@ -203,7 +232,7 @@ class Orchestrator:
         )
 
 
-def create_api(max_body_bytes: int) -> FastAPI:
+def create_api(serving: ServeSettings) -> FastAPI:
     """The ASGI application: routes, the request gate and a problem response for every error."""
     api = FastAPI(
         title="rag",
@@ -217,7 +246,9 @@ def create_api(max_body_bytes: int) -> FastAPI:
         },
     )
     api.include_router(router)
-    api.add_middleware(RequestGate, max_body_bytes=max_body_bytes)
+    api.include_router(document_router)
+    limits = [BodyLimit(JSON, serving.max_body_bytes, "serve.max_body_bytes")]
+    api.add_middleware(RequestGate, limits=limits, own_limits=upload_limits(serving))
     return api
 
 
@@ -235,11 +266,17 @@ def build_steps(
     async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
         return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
 
-    async def dense_search(collection: str, vector: Vector, top_k: int) -> SearchResult:
-        return await call_stage("dense", lambda: retriever.dense_search.remote(collection, vector, top_k))
+    async def dense_search(
+        collection: str, vector: Vector, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        remote = retriever.dense_search.remote
+        return await call_stage("dense", lambda: remote(collection, vector, top_k, groups=groups, where=where))
 
-    async def lexical_search(collection: str, query: str, top_k: int) -> SearchResult:
-        return await call_stage("lexical", lambda: retriever.lexical_search.remote(collection, query, top_k))
+    async def lexical_search(
+        collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        remote = retriever.lexical_search.remote
+        return await call_stage("lexical", lambda: remote(collection, query, top_k, groups=groups, where=where))
 
     async def score(queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
         async with watch().unless_down("reranker", "rerank"):

@@ -105,7 +105,7 @@ def running_service(
             if app_builder is None:
                 importing.join()
             app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
-            step("stages", "starting the stages (embedder, retriever, reranker, LLM)", lambda: _deploy(app))
+            step("stages", "starting the stages (embedder, retriever, reranker, LLM, indexer)", lambda: _deploy(app))
             step("warm_up", "asking the warm-up question", _warm_up)
             url = f"http://{settings.serve.host}:{settings.serve.port}"
             yield Running(url, steps_s, lambda sentence: tell(lambda: say(sentence)))

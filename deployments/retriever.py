@@ -12,7 +12,8 @@ from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import connect_store, ensure_embedded
 from rag.errors import StoreUnavailableError
-from rag.types import SearchResult, Vector
+from rag.filters import Filter
+from rag.types import Groups, SearchResult, Vector
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -27,14 +28,22 @@ class Retriever:
         self._store, self._server = connect_store(settings, index_fingerprint(settings))
         analyze("준비")  # loads the Korean model before the first question waits for it
 
-    async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
+    async def dense_search(
+        self, collection: str, vector: Vector, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
         """Hits by cosine similarity, best first."""
-        return await self._reviving_once(lambda: self._store.dense_search(collection, vector, top_k))
+        return await self._reviving_once(
+            lambda: self._store.dense_search(collection, vector, top_k, groups=groups, where=where)
+        )
 
-    async def lexical_search(self, collection: str, query: str, top_k: int) -> SearchResult:
+    async def lexical_search(
+        self, collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
         """Hits by BM25 over the analysed query, best first."""
         analyzed = await asyncio.to_thread(analyze, query)
-        return await self._reviving_once(lambda: self._store.lexical_search(collection, analyzed, top_k))
+        return await self._reviving_once(
+            lambda: self._store.lexical_search(collection, analyzed, top_k, groups=groups, where=where)
+        )
 
     async def index_versions(self) -> dict[str, str]:
         """Each collection's index version."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from rag.types import Answer, Hit, Message, Question, SearchResult
+from rag.filters import Filter
+from rag.types import Answer, Groups, Hit, Message, Question, SearchResult
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -30,7 +31,7 @@ class AskRequest(_Request):
     question: _Text
     collection: _Name = "default"
     conversation: Annotated[list[Turn], Field(max_length=100)] = []
-    filter: None = Field(None, description="the filter language comes later; only null is accepted")
+    filter: str | None = Field(None, description="an expression of rag.filter_language")
     model: _Name | None = None
     top_k: Annotated[int, Field(ge=1, le=200)] | None = None
     rerank_top_k: Annotated[int, Field(ge=1, le=50)] | None = None
@@ -40,8 +41,8 @@ class AskRequest(_Request):
     stream: bool = False
     explain: bool = False
 
-    def to_question(self) -> Question:
-        """What the pipeline takes."""
+    def to_question(self, groups: Groups, where: Filter | None) -> Question:
+        """What the pipeline takes; `groups` are the caller's, `where` is the filter once parsed."""
         return Question(
             text=self.question,
             collection=self.collection,
@@ -52,6 +53,8 @@ class AskRequest(_Request):
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             deadline_s=self.deadline_s,
+            filter=where,
+            groups=groups,
         )
 
 
@@ -60,7 +63,7 @@ class SearchRequest(_Request):
 
     query: _Text
     collection: _Name = "default"
-    filter: None = Field(None, description="the filter language comes later; only null is accepted")
+    filter: str | None = Field(None, description="an expression of rag.filter_language")
     top_k: Annotated[int, Field(ge=1, le=200)] = 10
     rerank: bool = True
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-from ingest.load import MARKDOWN
 from rag.types import Span
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|$)")
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _TABLE_ROW = re.compile(r"\s*\|.*\||.* \| ")
 
 # Patterns of what ends a part; none may hold a capturing group, the splitter adds its own.
@@ -22,8 +22,9 @@ _SENTENCE_END = r"""(?:(?<=\D[.!?…])|(?<=\d{3}[.!?])|(?<=[.!?…]["'”’)\]]
 _LINE_END = r"\r\n|\r|\n"
 _CLAUSE_END = r"(?<=[,;:，、；：])\s+"
 _WORD_END = r"\s+"
-_PROSE = [_ENTRY_END, _SENTENCE_END, _LINE_END, _CLAUSE_END, _WORD_END]
-_ROWS = [_LINE_END, _CLAUSE_END, _WORD_END]
+# Where a block is cut: between whole parts, and within one that does not fit by itself.
+_PROSE = ([_ENTRY_END, _SENTENCE_END], [_LINE_END, _CLAUSE_END, _WORD_END])
+_ROWS = ([_LINE_END], [_CLAUSE_END, _WORD_END])
 
 _OVERLAP_WINDOW_CHARS = 2000
 _WHOLE_START = re.compile(rf"(?:{_ENTRY_END}|{_SENTENCE_END}|(?:\r\n|\r|\n)[ \t]*(?:\r\n|\r|\n)\s*)")
@@ -32,51 +33,67 @@ _ENDED = re.compile(r"(?:[.!?…。！？:][\"'”’)\]]*\s*|\s*[\r\n]\s*)$")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A paragraph, list, table or code fence with the blank lines after it; `rows`: its lines stand by themselves."""
+    """A paragraph, list, table or code block with the blank lines after it; `rows`: its lines stand by themselves."""
 
     start: int
     end: int
     rows: bool = False
 
 
-def find_blocks(text: str, start: int, end: int, media_type: str) -> Iterator[Block]:
-    """The blocks of `text[start:end]`: contiguous, in order, covering it. In Markdown a code fence is one block."""
-    block_start = start
-    fence = ""
-    fenced = blank = False
+def find_blocks(text: str, start: int, end: int, verbatim: Sequence[Span]) -> Iterator[Block]:
+    """The blocks of `text[start:end]`: contiguous, in order, covering it.
+
+    Each of the spans `verbatim` (whole lines, in order, apart) is a block of its own, blank lines and all, and so is a
+    table, whether or not blank lines part it from its neighbours.
+    """
+    following = bisect_right(verbatim, start, key=itemgetter(1))
+    block_start, kind = start, ""
+    apart = False  # what comes next begins a block
     for line in _LINE.finditer(text, start, end):
-        mark = _FENCE.match(line[0]) if media_type == MARKDOWN else None
-        if blank and line[0].strip() and not fence:
-            yield _block(text, block_start, line.start(), fenced)
-            block_start, fenced = line.start(), False
-        blank = not line[0].strip()
-        if mark and not fence:
-            fence, fenced = mark[1], True
-        elif mark and mark[1].startswith(fence) and not line[0][mark.end() :].strip():
-            fence = ""
+        while following < len(verbatim) and verbatim[following][1] <= line.start():
+            following, apart = following + 1, True
+        inside = following < len(verbatim) and verbatim[following][0] <= line.start()
+        if not line[0].strip():
+            apart = apart or not inside
+            continue
+        line_kind = "code" if inside else "table" if _TABLE_ROW.match(line[0]) else "prose"
+        if kind and (apart or line_kind != kind):
+            yield Block(block_start, line.start(), kind != "prose")
+            block_start = line.start()
+        kind, apart = line_kind, False
     if block_start < end:
-        yield _block(text, block_start, end, fenced)
+        yield Block(block_start, end, kind not in ("", "prose"))
 
 
-def _block(text: str, start: int, end: int, fenced: bool) -> Block:
-    first_line = _LINE.match(text, start, end)
-    return Block(start, end, fenced or (first_line is not None and _TABLE_ROW.match(first_line[0]) is not None))
+def split_block(
+    text: str, block: Block, max_tokens: int, whole_tokens: int, measure: Callable[[str], int]
+) -> Iterator[Span]:
+    """Parts of a block, contiguous and covering it, up to `max_tokens` where it has a place to split at.
+
+    A sentence, entry or row is cut only above `whole_tokens`.
+    """
+    between, within = _ROWS if block.rows else _PROSE
+    for start, end in _split(text, block.start, block.end, between, max_tokens, measure):
+        if measure(text[start:end]) <= whole_tokens:
+            yield start, end
+        else:
+            yield from _split(text, start, end, within, max_tokens, measure)
 
 
-def split_block(text: str, block: Block, max_tokens: int, measure: Callable[[str], int]) -> Iterator[Span]:
-    """Parts of a block, contiguous and covering it, up to `max_tokens` where it has a place to split at."""
+def _split(
+    text: str, start: int, end: int, separators: list[str], max_tokens: int, measure: Callable[[str], int]
+) -> Iterator[Span]:
     splitter = RecursiveCharacterTextSplitter(
-        separators=_ROWS if block.rows else _PROSE,
+        separators=separators,
         is_separator_regex=True,
         keep_separator="end",
         chunk_size=max_tokens,
         chunk_overlap=0,
         # Parts of no tokens (white space) count as one: the splitter would put them into two neighbours.
         length_function=lambda part: max(measure(part), 1 if part else 0),
-        strip_whitespace=False,  # so the parts, laid end to end, are the block: their offsets need no search
+        strip_whitespace=False,  # so the parts, laid end to end, are the text: their offsets need no search
     )
-    start = block.start
-    for part in splitter.split_text(text[block.start : block.end]):
+    for part in splitter.split_text(text[start:end]):
         yield start, start + len(part)
         start += len(part)
 

@@ -2,6 +2,7 @@
 
 What is measured is what will be embedded: the heading path, a line end, and the chunk's text, in the embedder's tokens.
 Heading lines are left out of the text, since they stand in `heading`; a section that is only a heading yields nothing.
+The document's text is not stored beside its chunks: parsing the same revision again, with the same settings, gives it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from hashlib import blake2b
 from itertools import takewhile
 
 from ingest.blocks import Block, find_blocks, overlap_starts, split_block
-from rag.config import ChunkSettings
+from rag.step_settings import ChunkSettings
 from rag.types import Chunk, CountTokens, Heading, ParsedDocument, Span
 
 # Part of the index's fingerprint: raise it when parsing or splitting gives other chunks for the same file.
-SPLITTER_VERSION = "1"
+SPLITTER_VERSION = "2"
 
 _MAX_CHARS_PER_TOKEN = 12  # a run that the tokenizer takes for one unknown word is long text all the same
 _MAX_CHARS = 16_000  # the store holds 65,535 bytes of text, a character takes up to 4
@@ -109,7 +110,7 @@ def _section_spans(
     if fits(start, end):
         yield start, end
         return
-    units = list(_units(text, find_blocks(text, start, end, parsed.document.media_type), room, overlap, measure))
+    units = list(_units(text, find_blocks(text, start, end, parsed.verbatim), room, overlap, measure))
     previous = start
     for span in _pack(units, [measure(text[a:b]) for a, b in units], room, overlap, fits):
         left, right = _trim(text, span)
@@ -127,8 +128,11 @@ def _units(text: str, blocks: Iterator[Block], room: int, overlap: int, measure:
         if measure(text[block.start : block.end]) <= room:
             yield block.start, block.end
             continue
-        for start, end in split_block(text, block, room - overlap, measure):
-            yield from _cut(text, start, end, room - overlap, measure)
+        for start, end in split_block(text, block, room - overlap, room, measure):
+            if measure(text[start:end]) <= room:
+                yield start, end
+            else:
+                yield from _cut(text, start, end, room - overlap, measure)
 
 
 def _cut(text: str, start: int, end: int, most: int, measure: _Measure) -> Iterator[Span]:

@@ -1,4 +1,4 @@
-"""Paths, folders and globs -> files to read; a file -> Document.
+"""Paths, folders and globs -> files to read; a file -> its Documents: one, or with JSON lines one a line.
 
 A Document is its file seen from outside: an id from where it is, a revision from its bytes, a media type
 from what it holds. Nothing is parsed here, and a file is never held in memory as a whole.
@@ -16,10 +16,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ingest.rows import find_rows, read_row
 from rag.errors import DocumentError
-from rag.types import Document
+from rag.types import Document, Span
 
 PDF = "application/pdf"
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+JSONL = "application/x-ndjson"
 MARKDOWN = "text/markdown"
 HTML = "text/html"
 TEXT = "text/plain"
@@ -27,6 +30,9 @@ TEXT = "text/plain"
 # What a walk through a folder takes; a file that is named is tried whatever its suffix.
 SUFFIXES = {
     ".pdf": PDF,
+    ".docx": DOCX,
+    ".jsonl": JSONL,
+    ".ndjson": JSONL,
     ".md": MARKDOWN,
     ".markdown": MARKDOWN,
     ".html": HTML,
@@ -36,12 +42,15 @@ SUFFIXES = {
     ".rst": TEXT,
 }
 
-_HEAD_BYTES = 64 * 1024  # what the type is told from
+_END_BYTES = 64 * 1024  # what the type is told from, at the file's beginning and at its end
 _BLOCK_BYTES = 1024 * 1024
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _HTML_OPENING = re.compile(rb"(?is)(?:\s|<\?xml[^>]*>|<!--.*?-->)*<(?:!doctype\s+html|html|head|body)\b")
 _CONTROL_BYTES = bytes(set(range(32)) - {0x08, 0x09, 0x0A, 0x0C, 0x0D, 0x1B})  # not those that terminals' logs hold
 _MOST_CONTROL_FRACTION = 0.02
+_ZIP_OPENING = b"PK\x03\x04"
+_OLE_OPENING = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_WORD_PART = re.compile(rb"word/document\d*\.xml")  # its name stands in the zip as it is, in front of it and at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,54 +156,135 @@ def revision_of(raw: bytes) -> str:
 
 
 def load_document(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Document:
-    """The file's Document; its source is the resolved path. Memory does not grow with the file.
+    """The Document of a file that is one; its source is the one given, else the resolved path.
 
-    Raises DocumentError for a file that is gone, unreadable, no regular file, empty, binary, or larger than
+    Memory does not grow with the file.
+
+    Raises DocumentError for a file that is gone, unreadable, no regular file, empty, binary, JSON lines, or larger than
     `max_file_bytes`, and for a name that is not Unicode.
     """
-    source = path.resolve().as_posix()
-    if printable(source) != source:
-        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise DocumentError("it is not a regular file; name a file or a folder")
-        _refuse_size(status.st_size, max_file_bytes)
-        head, revision = hash_file(path, max_file_bytes)
+        media_type = _tell_file(path, max_file_bytes)
+        if media_type == JSONL:
+            raise DocumentError("it holds a document a line; it cannot be taken as one")
+        revision = hash_file(path, max_file_bytes)
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
-    if not head:
-        raise DocumentError("it is empty (0 bytes); write something into it or leave it out")
-    media_type = tell_media_type(head, path.name)
+    source = source or path.resolve().as_posix()
     return Document(document_id_of(source), source, revision, media_type, tuple(acl), dict(metadata or {}))
 
 
 def load_documents(
-    path: Path, *, max_file_bytes: int, acl: Sequence[str] = (), metadata: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    max_file_bytes: int,
+    acl: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    source: str | None = None,
 ) -> Iterator[Document | Failure]:
-    """The file's documents in order. A file that cannot be used, or a part of one, is a Failure; none is raised."""
+    """The file's documents in order. A file that cannot be used, or a part of one, is a Failure; none is raised.
+
+    A row of JSON lines is a document: its source is the row's `source`, else its id, its metadata lies under the
+    caller's, and `max_file_bytes` is what a row may have; the file itself may have any size. A bad row, and a second
+    one with the same source, is a Failure named FILE:LINE. Memory holds one row, and some 70 bytes for each before it.
+    """
     try:
-        yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata)
+        if _tell_file(path, max_file_bytes) == JSONL:
+            yield from _load_rows(path, source or str(path), max_file_bytes, tuple(acl), dict(metadata or {}))
+        else:
+            yield load_document(path, max_file_bytes=max_file_bytes, acl=acl, metadata=metadata, source=source)
+    except OSError as error:
+        yield Failure(source or printable(str(path)), unreadable(error))
     except DocumentError as error:
-        yield Failure(printable(str(path)), str(error))
+        yield Failure(source or printable(str(path)), str(error))
 
 
-def tell_media_type(head: bytes, name: str) -> str:
-    """PDF, HTML, MARKDOWN or TEXT, by a file's first bytes before its name. Raises DocumentError for a binary one."""
+def _load_rows(
+    path: Path, called: str, max_row_bytes: int, acl: tuple[str, ...], metadata: Mapping[str, Any]
+) -> Iterator[Document | Failure]:
+    seen: set[int] = set()  # 64 bits of each source: two of 10 million rows clash in one file of 300,000
+    for number, part, raw in find_rows(path, max_row_bytes):
+        try:
+            _refuse_size(part[1] - part[0], max_row_bytes)
+            document = _load_row(raw, part, acl, metadata)
+            key = int(document.document_id[:16], 16)
+            if key in seen:
+                reason = "its source (or its id, without one) stands in a row above; give each row its own"
+                raise DocumentError(reason)
+        except DocumentError as error:
+            yield Failure(f"{called}:{number}", str(error))
+            continue
+        seen.add(key)
+        yield document
+
+
+def _load_row(raw: bytes, part: Span, acl: tuple[str, ...], metadata: Mapping[str, Any]) -> Document:
+    row = read_row(raw)
+    return Document(
+        document_id_of(row.source),
+        row.source,
+        row.revision,
+        JSONL,
+        acl,
+        {**row.metadata, **metadata},
+        part=part,
+        title=row.title,
+    )
+
+
+def _tell_file(path: Path, max_file_bytes: int) -> str:
+    """The media type of a file that can be read. Raises OSError, and DocumentError for one that is of no use."""
+    source = path.resolve().as_posix()
+    if printable(source) != source:
+        raise DocumentError("its name is not valid UTF-8 and cannot be stored; rename it")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise DocumentError("it is not a regular file; name a file or a folder")
+    if SUFFIXES.get(path.suffix.lower()) != JSONL:
+        _refuse_size(status.st_size, max_file_bytes)
+    with path.open("rb") as file:
+        head = file.read(_END_BYTES)
+        file.seek(max(status.st_size - _END_BYTES, 0))
+        tail = file.read(_END_BYTES)
+    if not head:
+        raise DocumentError("it is empty (0 bytes); write something into it or leave it out")
+    return tell_media_type(head, path.name, tail)
+
+
+def tell_media_type(head: bytes, name: str, tail: bytes = b"") -> str:
+    """PDF, DOCX, HTML, JSONL, MARKDOWN or TEXT, by a file's first and last bytes before its name.
+
+    Raises DocumentError for a binary one, and for one named as JSON lines whose first line is no object.
+    """
     suffix = SUFFIXES.get(Path(name).suffix.lower(), TEXT)
     if b"%PDF-" in head[:1024]:
         return PDF
+    if head.startswith(_ZIP_OPENING) and (suffix == DOCX or _WORD_PART.search(head) or _WORD_PART.search(tail)):
+        return DOCX
     if _HTML_OPENING.match(head[:4096]):
         return HTML
     if suffix == PDF:  # damaged at its start, perhaps: the PDF parser knows more about that
         return PDF
     if is_binary(head):
+        raise DocumentError(_binary(head))
+    if suffix == JSONL and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         raise DocumentError(
-            "it is binary, not text, and no PDF; give its text as PDF, Markdown, HTML or plain text, or leave it out"
+            "it is named as JSON lines but its first line is no JSON object; mend the line or rename it"
         )
-    return suffix
+    return TEXT if suffix == DOCX else suffix
+
+
+def _binary(head: bytes) -> str:
+    if head.startswith(_OLE_OPENING):
+        return "it is an Office file of the old kind (.doc) or one with a password; save it as DOCX without a password"
+    return "it is binary, not text, and neither PDF nor DOCX; give its text in a format that is read, or leave it out"
 
 
 def is_binary(raw: bytes) -> bool:
@@ -214,17 +304,16 @@ def unreadable(error: OSError) -> str:
     return f"it cannot be read: {error.strerror or error}"
 
 
-def hash_file(path: Path, max_file_bytes: int) -> tuple[bytes, str]:
-    """The file's first bytes (up to 64 KiB) and its revision, read block by block."""
+def hash_file(path: Path, max_file_bytes: int) -> str:
+    """The file's revision, read block by block."""
     digest = blake2b(digest_size=16)
-    head, size = b"", 0
+    size = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
-            head = head or block[:_HEAD_BYTES]
             size += len(block)
             _refuse_size(size, max_file_bytes)  # it may grow while it is read
             digest.update(block)
-    return head, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _refuse_size(size: int, max_file_bytes: int) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import charset_normalizer
 
-from ingest.load import HTML, MARKDOWN, PDF, hash_file, is_binary, revision_of, unreadable
-from ingest.parse_html import parse_html
-from ingest.parse_markdown import parse_markdown
-from ingest.parse_pdf import parse_pdf
-from rag.config import IngestSettings
+from ingest.assemble import assemble_blocks, assemble_markdown, assemble_pages
+from ingest.isolate import read_isolated
+from ingest.load import DOCX, HTML, JSONL, MARKDOWN, PDF, hash_file, is_binary, revision_of, unreadable
+from ingest.rows import read_part
 from rag.errors import DocumentError
+from rag.step_settings import IngestSettings
 from rag.types import Document, Page, ParsedDocument
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -22,39 +22,74 @@ _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_\-
 _HANGUL = re.compile(r"[가-힣]")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _MOST_DAMAGED_FRACTION = 0.02
+_READ_BY_PATH = {PDF, DOCX}
 
 
 def parse_document(document: Document, limits: IngestSettings, path: Path | None = None) -> ParsedDocument:
     """The text of the file at `path` (default: the document's source), which must still have the document's revision.
 
-    The text of Markdown and plain text is the file's own, less a byte order mark: offsets hold in the file. That of
-    HTML and PDF is what their parsers find. Raises DocumentError naming what is wrong with the file and what to do.
+    The text of Markdown and plain text is the file's own, less a byte order mark: offsets hold in the file; that of a
+    row of JSON lines is its `text`. That of HTML, PDF and DOCX is what their parsers find, always the same for the same
+    bytes. PDF, DOCX, HTML and Markdown are read in a child process. Raises DocumentError naming what is wrong with the
+    file and what to do.
     """
     path = path or Path(document.source)
     try:
-        if document.media_type == PDF:
-            parsed = parse_pdf(path, document, limits)
-            revision = hash_file(path, limits.max_file_bytes)[1]
-        else:
-            raw = path.read_bytes()
-            revision = revision_of(raw)
+        if document.media_type == JSONL:
+            return _parse_row(document, limits, path)
+        if document.media_type in _READ_BY_PATH:
+            return _parse_file(document, limits, path)
+        raw = path.read_bytes()
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
+    _refuse_change(document, revision_of(raw))
+    text = decode_html(raw) if document.media_type == HTML else decode_text(raw)
+    _refuse_length(text, limits)
+    if document.media_type == HTML:
+        return assemble_blocks(read_isolated("html", {"text": text}, limits), document)
+    if document.media_type == MARKDOWN:
+        return assemble_markdown(read_isolated("markdown", {"text": text}, limits), document, text)
+    return ParsedDocument(document, title=Path(document.source).stem, pages=(Page(1, text, 0),))
+
+
+def _parse_row(document: Document, limits: IngestSettings, path: Path) -> ParsedDocument:
+    assert document.part is not None
+    row = read_part(path, document.part)
+    _refuse_change(document, row.revision)
+    _refuse_length(row.text, limits)
+    return ParsedDocument(document, row.title or row.source, pages=(Page(1, row.text, 0),))
+
+
+def _parse_file(document: Document, limits: IngestSettings, path: Path) -> ParsedDocument:
+    if document.media_type == DOCX:
+        parsed = assemble_blocks(read_isolated("docx", {"path": str(path)}, limits), document)
+    else:
+        asked = {
+            "path": str(path),
+            "passwords": [password.get_secret_value() for password in limits.pdf_passwords],
+            "ocr": limits.ocr_languages if limits.ocr else None,
+        }
+        parsed = assemble_pages(read_isolated("pdf", asked, limits), document)
+    _refuse_change(document, hash_file(path, limits.max_file_bytes))
+    return parsed
+
+
+def _refuse_change(document: Document, revision: str) -> None:
     if revision != document.revision:
         raise DocumentError("it changed while it was being read; ingest it again")
-    if document.media_type == PDF:
-        return parsed
-    text = decode_text(raw, declared=_declared_encoding(raw) if document.media_type == HTML else None)
+
+
+def _refuse_length(text: str, limits: IngestSettings) -> None:
     if len(text) > limits.max_chars:
         raise DocumentError(
             f"it has {len(text):,} characters, more than the {limits.max_chars:,} allowed; "
             "split it, or raise the setting ingest.max_chars (RAG_INGEST__MAX_CHARS)"
         )
-    if document.media_type == HTML:
-        return parse_html(text, document)
-    if document.media_type == MARKDOWN:
-        return parse_markdown(text, document)
-    return ParsedDocument(document, title=path.stem, pages=(Page(1, text, 0),))
+
+
+def decode_html(raw: bytes) -> str:
+    """As `decode_text`, with the encoding that the page declares."""
+    return decode_text(raw, declared=_declared_encoding(raw))
 
 
 def decode_text(raw: bytes, declared: str | None = None) -> str:

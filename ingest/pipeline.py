@@ -1,36 +1,50 @@
 """Files -> a collection: load, parse, chunk, embed, publish, one document after the other.
 
-What a killed run left behind is written again, or removed, by the next one.
+What a killed run left behind is finished, or removed, by the next one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ingest.chunk import chunk_document
+from ingest.journal import Journal, Recorded, Unfinished
 from ingest.load import Failure, find_files, load_documents
 from ingest.parse import parse_document
 from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher
+from ingest.recover import count_written, discard, is_gone, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import Equals
-from rag.types import Chunk, CountTokens, Document, IndexFingerprint, ParsedDocument, StoredDocument
+from rag.types import Chunk, CountTokens, Document, IndexFingerprint, ParsedDocument
 
 logger = logging.getLogger(__name__)
 
 _MAX_PAGES_OF_CHUNK = 4096  # the most that a row of the store can list
 
 
-class Progress(Protocol):
-    """Called with running totals after each document and each batch of chunks."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. Each number is of what is done at its stage, not of what has been handed to it.
 
-    def __call__(self, documents: int, documents_total: int, chunks: int, pages: int, /) -> None: ...
+    `documents` are those complete in the store, unchanged or failed; `chunks` the rows written. `seconds_left` goes by
+    the bytes still to be read and what those took that were not skipped; None before the first such.
+    """
+
+    files: int
+    files_total: int
+    documents: int
+    pages: int
+    chunks: int
+    seconds: float
+    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,76 +75,231 @@ def ingest_documents(
     paths: Sequence[str | Path],
     *,
     store: ChunkStore,
+    journal: Journal,
     embed: EmbedPassages,
     analyze: Analyze,
     count_tokens: CountTokens,
     fingerprint: IndexFingerprint,
     settings: Settings,
+    say: Callable[[str], None],
     collection: str = "default",
     acl: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     prune: bool = False,
-    progress: Progress | None = None,
+    sources: Mapping[Path, str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> IngestReport:
-    """Brings a collection up to date with files, folders and globs.
+    """Brings a collection up to date with files, folders and globs; `journal` is that collection's.
 
-    A file whose bytes are stored already is not parsed again, unless `acl` or `metadata` are given and differ from what
-    is stored. Empty ones mean "as stored": a run that does not name groups never opens a document to everyone. A former
-    revision stays until all of the new one is written; where the new one cannot be read, that is reported and it stays.
-    `prune` removes the stored documents whose files were in one of the folders among `paths` and are gone.
+    A document whose bytes are stored already is not parsed again, unless `acl` or `metadata` are given and differ from
+    what is stored. Empty ones mean "as stored": a run that does not name groups never opens a document to everyone. A
+    former revision stays until all of the new one is written; where the new one cannot be read, that is reported and it
+    stays. A new document with the bytes of one whose file is gone takes its place, and counts as replacing it. `prune`
+    removes the stored documents whose files were in one of the folders among `paths` and are gone, and those that a
+    file which was read no longer holds. `sources` maps resolved paths to the sources that their documents have instead.
 
-    Memory holds one document's text and chunks, and the vectors of one batch. Raises StoreUnavailableError,
-    IndexMismatchError and ModelError; what was published up to there stays, and the same call again goes on from it.
+    A run that is killed anywhere is made good by the next one, whatever paths that is given: it finishes what was being
+    written, and removes what cannot be finished. `say` is told what was found.
+
+    Memory holds one document's text and chunks, and the vectors of two batches. Raises StoreUnavailableError,
+    IndexMismatchError, ModelError and SettingsError; what was published up to there stays, and the same call again goes
+    on from it.
     """
-    started = time.monotonic()
     found = find_files(paths)
     store.ensure_collection(collection, fingerprint)
-    stored: dict[str, list[StoredDocument]] = defaultdict(list)
-    for entry in store.stored_documents(collection):
-        stored[entry.document_id].append(entry)
-    failures: list[Failure] = []
-    unchanged = pages = 0
-
-    def report() -> None:
-        if progress is not None:
-            done = publisher.added + publisher.replaced + unchanged + len(failures)
-            progress(done, len(found.files), publisher.chunks, pages)
-
-    publisher = Publisher(store, collection, embed, analyze, settings.ingest.embed_batch, on_written=report)
-    for path in found.files:
-        for document in load_documents(path, max_file_bytes=settings.ingest.max_file_bytes, acl=acl, metadata=metadata):
-            if isinstance(document, Failure):
-                failures.append(document)
-                continue
-            known = stored.get(document.document_id, [])
-            document = _keep_what_is_not_given(document, known)
-            if any(_is_same(document, entry) for entry in known):
-                if len(known) > 1:  # a run was killed after it wrote this revision
-                    publisher.delete_other_revisions(document)
-                unchanged += 1
-                continue
-            try:
-                parsed = parse_document(document, settings.ingest, path)
-                chunks = _chunks(parsed, settings, count_tokens)
-            except DocumentError as error:
-                failures.append(Failure(document.source, str(error)))
-                continue
-            pages += len(parsed.pages)
-            publisher.add(parsed, chunks, replaces=bool(known))
-        report()
-    publisher.finish()
-    removed = _prune(store, collection, found.folders, stored) if prune else 0
-    failures = [*found.failures, *failures]
+    reconcile(store, collection, journal, say)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
+        publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
+        run = _Run(publisher, count_tokens, fingerprint, settings, progress, found.files, sources or {})
+        left_behind = _files_of_unfinished(journal).difference(found.files)
+        for path in found.files:
+            run.take_file(path, acl, metadata)
+        for path in sorted(left_behind):
+            run.take_left_behind(path)
+        publisher.finish()
+    for entry in journal.all_unfinished():
+        say(f"{entry.source}: an earlier run was stopped while writing it, and it cannot be finished now; removed")
+        discard(store, collection, journal, entry)
+    removed = run.prune(found.folders) if prune else 0
+    failures = (*found.failures, *run.failures)
     return IngestReport(
         added=publisher.added,
         replaced=publisher.replaced,
-        unchanged=unchanged,
+        unchanged=run.unchanged,
         removed=removed,
         failed=len(failures),
         chunks=publisher.chunks,
-        seconds=time.monotonic() - started,
-        failures=tuple(failures),
+        seconds=time.monotonic() - run.started,
+        failures=failures,
     )
+
+
+@dataclass(slots=True)
+class _Run:
+    """The documents of one run, one after the other, and what became of them."""
+
+    publisher: Publisher
+    count_tokens: CountTokens
+    fingerprint: IndexFingerprint
+    settings: Settings
+    progress: Callable[[Progress], None] | None
+    given: Sequence[Path]
+    sources: Mapping[Path, str]
+    started: float = field(default_factory=time.monotonic)
+    bytes_total: int = field(init=False)
+    files: int = 0
+    pages: int = 0
+    unchanged: int = 0
+    skipped_bytes: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    read_whole: set[Path] = field(default_factory=set)
+    places_taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.bytes_total = sum(map(_size, self.given))
+        self.publisher.on_written = self.show
+
+    @property
+    def journal(self) -> Journal:
+        return self.publisher.journal
+
+    def take_file(self, path: Path, acl: Sequence[str], metadata: Mapping[str, Any] | None) -> None:
+        whole = True
+        limit = self.settings.ingest.max_file_bytes
+        source = self.sources.get(path)
+        for document in load_documents(path, max_file_bytes=limit, acl=acl, metadata=metadata, source=source):
+            if isinstance(document, Failure):
+                self.failures.append(document)
+                whole = False
+            elif (other := self.journal.mark_seen(document.document_id, path.as_posix())) is not None:
+                reason = f"this run took a document of that name from {other}; rename or remove one"
+                self._fail(document, reason, _bytes_of(document, path))
+            else:
+                self.take_document(document, path, keep_metadata=not metadata)
+        if whole:
+            self.read_whole.add(path)
+        self.files += 1
+        self.show()
+
+    def take_left_behind(self, path: Path) -> None:
+        """Those documents of a file that was not asked for which a killed run was writing."""
+        for document in load_documents(path, max_file_bytes=self.settings.ingest.max_file_bytes):
+            if isinstance(document, Failure) or self.journal.unfinished(document.document_id) is None:
+                continue
+            if self.journal.mark_seen(document.document_id, path.as_posix()) is None:
+                self.take_document(document, path, keep_metadata=True)
+
+    def take_document(self, document: Document, path: Path, *, keep_metadata: bool) -> None:
+        origin, size = path.as_posix(), _bytes_of(document, path)
+        known = self.journal.recorded(document.document_id)
+        pending = self.journal.unfinished(document.document_id)
+        moved = self._former_place(document, origin, known, pending)
+        document = _keep_what_is_not_given(document, pending or known or moved, keep_metadata)
+        if known and _is_same(document, known) and (pending is None or pending.revision != document.revision):
+            if pending is not None:  # the file is again what it was before the run that was killed
+                discard(self.publisher.store, self.publisher.collection, self.journal, pending)
+            if known.origin != origin:
+                self.journal.note_origin(document.document_id, origin)
+            self.unchanged += 1
+            self.skipped_bytes += size
+            return
+        try:
+            parsed = parse_document(document, self.settings.ingest, path)
+            chunks = _chunks(parsed, self.settings, self.count_tokens)
+        except DocumentError as error:
+            self._fail(document, str(error), size)
+            return
+        self.pages += len(parsed.pages)
+        version = self.fingerprint.index_version
+        if pending is not None and _is_same(document, pending) and pending.index_version == version:
+            written = count_written(self.publisher.store, self.publisher.collection, pending, chunks)
+            entry = replace(pending, origin=origin, written=written)
+        else:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            facts = (document.document_id, document.revision, document.source, origin, document.acl, document.metadata)
+            entry = Unfinished(*facts, version, now)
+        self.publisher.add(
+            parsed,
+            chunks,
+            replace(entry, moved_from=_place_of(moved) if moved else None),
+            source_bytes=size,
+            known=bool(known or moved),
+            to_remove=bool(known or moved or pending),
+        )
+
+    def prune(self, folders: Sequence[Path]) -> int:
+        """Removes the documents whose place in a file, or whose file in one of the folders, is gone; how many."""
+        removed = 0
+        for document in self.journal.unseen():
+            path = Path(document.origin)
+            gone = any(path.is_relative_to(folder) for folder in folders) and is_gone(path)
+            if gone or path in self.read_whole:
+                self.publisher.store.delete(self.publisher.collection, Equals("document_id", document.document_id))
+                self.journal.forget(document.document_id)
+                removed += 1
+        return removed
+
+    def show(self) -> None:
+        if self.progress is None:
+            return
+        publisher, seconds = self.publisher, time.monotonic() - self.started
+        left = self.bytes_total - self.skipped_bytes - publisher.source_bytes
+        self.progress(
+            Progress(
+                files=self.files,
+                files_total=len(self.given),
+                documents=publisher.added + publisher.replaced + self.unchanged + len(self.failures),
+                pages=self.pages,
+                chunks=publisher.chunks,
+                seconds=seconds,
+                seconds_left=max(left, 0) * seconds / publisher.source_bytes if publisher.source_bytes else None,
+            )
+        )
+
+    def _former_place(
+        self, document: Document, origin: str, known: Recorded | None, pending: Unfinished | None
+    ) -> Recorded | Unfinished | None:
+        """The document of the same bytes whose file is gone and whose place this one takes; both are whole files."""
+        if pending is not None:
+            chosen = self.journal.latest(pending.moved_from) if pending.moved_from is not None else None
+            return chosen if chosen is not None and is_gone(chosen.origin) else None
+        if known is not None or document.source != origin:
+            return None
+        for candidate in self.journal.find_moved(document.revision):
+            whole = candidate.source == candidate.origin
+            if whole and candidate.document_id not in self.places_taken and is_gone(candidate.origin):
+                self.places_taken.add(candidate.document_id)
+                return candidate
+        return None
+
+    def _fail(self, document: Document, reason: str, size: int) -> None:
+        self.failures.append(Failure(document.source, reason))
+        self.skipped_bytes += size
+
+
+def _place_of(moved: Recorded | Unfinished) -> str:
+    """The document to be removed. One that was itself on its way to a new place has no complete revision: it goes with
+    all that cannot be finished."""
+    former = moved.moved_from if isinstance(moved, Unfinished) else None
+    return former or moved.document_id
+
+
+def _files_of_unfinished(journal: Journal) -> set[Path]:
+    """The files of the documents that a killed run was writing, where they are there."""
+    origins = {Path(entry.origin) for entry in journal.all_unfinished()}
+    return {path for path in origins if path.is_absolute() and path.is_file()}
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where it cannot be told, which costs only the estimate of the time left."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _bytes_of(document: Document, path: Path) -> int:
+    return _size(path) if document.part is None else document.part[1] - document.part[0]
 
 
 def _chunks(parsed: ParsedDocument, settings: Settings, count_tokens: CountTokens) -> list[Chunk]:
@@ -148,41 +317,19 @@ def _chunks(parsed: ParsedDocument, settings: Settings, count_tokens: CountToken
     return chunks
 
 
-def _keep_what_is_not_given(document: Document, known: Sequence[StoredDocument]) -> Document:
-    """The document with the stored access list and metadata where the caller gave none."""
-    if not known:
+def _keep_what_is_not_given(document: Document, before: Recorded | Unfinished | None, keep_metadata: bool) -> Document:
+    """The document with the former access list where the caller gave none, and the former metadata with
+    `keep_metadata`, unless it is a row that changed: a row has metadata of its own."""
+    if before is None:
         return document
-    latest = max(known, key=lambda entry: entry.updated_at)
-    return replace(document, acl=document.acl or latest.acl, metadata=document.metadata or latest.metadata)
+    keep_metadata = keep_metadata and (document.part is None or document.revision == before.revision)
+    metadata = before.metadata if keep_metadata else document.metadata
+    return replace(document, acl=document.acl or before.acl, metadata=metadata)
 
 
-def _is_same(document: Document, entry: StoredDocument) -> bool:
+def _is_same(document: Document, before: Recorded | Unfinished) -> bool:
     return (
-        entry.revision == document.revision
-        and tuple(entry.acl) == document.acl
-        and dict(entry.metadata) == dict(document.metadata)
+        before.revision == document.revision
+        and before.acl == document.acl
+        and dict(before.metadata) == dict(document.metadata)
     )
-
-
-def _prune(
-    store: ChunkStore, collection: str, folders: Sequence[Path], stored: Mapping[str, Sequence[StoredDocument]]
-) -> int:
-    """Removes the documents whose files were in one of the folders and are gone; how many."""
-    removed = 0
-    for document_id, entries in stored.items():
-        path = Path(entries[0].source)
-        if any(path.is_relative_to(folder) for folder in folders) and _is_gone(path):
-            store.delete(collection, Equals("document_id", document_id))
-            removed += 1
-    return removed
-
-
-def _is_gone(path: Path) -> bool:
-    """Whether there is certainly no such file: a folder that may not be looked into says nothing."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False

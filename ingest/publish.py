@@ -1,20 +1,22 @@
 """Chunks -> rows of the store, in batches that fill up whichever documents the chunks belong to.
 
-A document counts as stored once its chunk of ordinal 0 is; that row is therefore written last and alone.
+A document counts as stored once its chunk of ordinal 0 is; that row is therefore written last. The journal knows of a
+revision before its first row is written, and until the rows that it replaces are gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Protocol
 
 import numpy as np
 
 from ingest.chunk import embedding_text
+from ingest.journal import Journal, Unfinished
 from rag.filters import And, Equals, Filter, NotEquals
-from rag.types import Chunk, Document, IndexFingerprint, ParsedDocument, StoredChunk, StoredDocument
+from rag.types import Chunk, IndexFingerprint, ParsedDocument, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
 
@@ -31,6 +33,12 @@ class ChunkStore(Protocol):
     def stored_documents(self, collection: str) -> Iterable[StoredDocument]:
         """One entry for each revision whose chunk of ordinal 0 is there."""
 
+    def every_chunk(self, collection: str) -> Iterable[tuple[Chunk, StoredDocument]]:
+        """Every row: a chunk, and what the row says of its document."""
+
+    def chunks(self, collection: str, document_id: str) -> Sequence[Chunk]:
+        """The document's chunks of every revision."""
+
     def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
         """Rows by chunk id, replacing; a search that starts afterwards sees them."""
 
@@ -38,97 +46,146 @@ class ChunkStore(Protocol):
         """Every row that matches; a search that starts afterwards sees none of them."""
 
 
+def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished) -> None:
+    """Removes the rows that a complete revision takes the place of: those of others, and of where it moved from."""
+    this = Equals("document_id", entry.document_id)
+    store.delete(collection, And((this, NotEquals("revision", entry.revision))))
+    if entry.moved_from is not None:
+        store.delete(collection, Equals("document_id", entry.moved_from))
+
+
 @dataclass(slots=True)
 class _Unpublished:
     """A document on its way into the store: what its rows share, how many are to come, and the one kept for last."""
 
     parsed: ParsedDocument
+    entry: Unfinished
     chunks: int
-    updated_at: str
-    replaces: bool
+    known: bool
+    to_remove: bool
+    bytes_per_chunk: float
     to_come: int
+    begun: bool = False
     first: StoredChunk | None = None
 
 
 @dataclass(slots=True)
 class Publisher:
-    """Embeds and writes what it is given, `batch` chunks at a time; `on_written` is called after each batch.
+    """Embeds what it is given, `batch` chunks at a time, and has `writer` write one batch while it embeds the next.
 
-    `added` and `replaced` count the documents that are complete in the store, `chunks` the rows written.
+    `writer` runs one task at a time. What fails there is raised by the next call here, and nothing is written after it.
+    `on_written` is called after each batch. `added` and `replaced` count the documents that are complete in the store,
+    `chunks` the rows written, `source_bytes` the share of the files that they stand for.
     """
 
     store: ChunkStore
     collection: str
+    journal: Journal
     embed: EmbedPassages
     analyze: Analyze
     batch: int
-    on_written: Callable[[], None]
+    writer: Executor
+    on_written: Callable[[], None] | None = None
     added: int = 0
     replaced: int = 0
     chunks: int = 0
+    source_bytes: float = 0
     _waiting: list[tuple[_Unpublished, Chunk]] = field(default_factory=list)
+    _being_written: Future[None] | None = None
 
-    def add(self, parsed: ParsedDocument, chunks: Sequence[Chunk], *, replaces: bool) -> None:
-        """Takes all chunks of a document; `replaces`: another revision of it is stored. Full batches are written."""
-        updated_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        unpublished = _Unpublished(parsed, len(chunks), updated_at, replaces, to_come=len(chunks))
-        self._waiting.extend((unpublished, chunk) for chunk in chunks)
+    def add(
+        self,
+        parsed: ParsedDocument,
+        chunks: Sequence[Chunk],
+        entry: Unfinished,
+        *,
+        source_bytes: int,
+        known: bool,
+        to_remove: bool,
+    ) -> None:
+        """Takes all chunks of a document, and writes those that `entry` does not count as written; in full batches.
+
+        `known`: it replaces a stored document. `to_remove`: rows of another revision or document may be there.
+        """
+        left = [chunk for chunk in chunks if not 1 <= chunk.ordinal <= entry.written]
+        each = source_bytes / len(chunks)
+        self.source_bytes += each * (len(chunks) - len(left))
+        unpublished = _Unpublished(parsed, entry, len(chunks), known, to_remove, each, to_come=len(left))
+        self._waiting.extend((unpublished, chunk) for chunk in left)
         while len(self._waiting) >= self.batch:
             self._write_batch()
 
     def finish(self) -> None:
-        """Writes what still waits for its batch to be full."""
+        """Writes what still waits for its batch to be full, and waits until it is written."""
         while self._waiting:
             self._write_batch()
-
-    def delete_other_revisions(self, document: Document) -> None:
-        """Removes the document's rows of every revision but this one."""
-        this = Equals("document_id", document.document_id)
-        self.store.delete(self.collection, And((this, NotEquals("revision", document.revision))))
+        self._wait()
 
     def _write_batch(self) -> None:
         batch, self._waiting = self._waiting[: self.batch], self._waiting[self.batch :]
         vectors = self.embed([embedding_text(chunk) for _, chunk in batch])
+        self._wait()
+        self._being_written = self.writer.submit(self._publish, batch, vectors)
+
+    def _wait(self) -> None:
+        if self._being_written is not None:
+            future, self._being_written = self._being_written, None
+            future.result()
+            if self.on_written is not None:
+                self.on_written()
+
+    def _publish(self, batch: Sequence[tuple[_Unpublished, Chunk]], vectors: np.ndarray) -> None:
+        documents = list({id(unpublished): unpublished for unpublished, _ in batch}.values())
+        if starting := [unpublished for unpublished in documents if not unpublished.begun]:
+            self.journal.begin([unpublished.entry for unpublished in starting])
         rows: list[StoredChunk] = []
-        complete: list[_Unpublished] = []
+        written: dict[str, int] = {}
         for (unpublished, chunk), vector in zip(batch, vectors, strict=True):
             row = self._row(unpublished, chunk, vector)
             if chunk.ordinal == 0:
                 unpublished.first = row
             else:
                 rows.append(row)
+                written[chunk.document_id] = chunk.ordinal
+            unpublished.begun = True
             unpublished.to_come -= 1
-            if unpublished.to_come == 0:
-                complete.append(unpublished)
         if rows:
             self.store.upsert(self.collection, rows)
-        for unpublished in complete:
-            self._complete(unpublished)
+            self.journal.advance(written)
+        self._complete([unpublished for unpublished in documents if unpublished.to_come == 0])
         self.chunks += len(batch)
-        self.on_written()
+        self.source_bytes += sum(unpublished.bytes_per_chunk for unpublished, _ in batch)
 
-    def _complete(self, unpublished: _Unpublished) -> None:
-        assert unpublished.first is not None
-        self.store.upsert(self.collection, [unpublished.first])
-        self.delete_other_revisions(unpublished.parsed.document)
-        if unpublished.replaces:
-            self.replaced += 1
-        else:
-            self.added += 1
+    def _complete(self, documents: Sequence[_Unpublished]) -> None:
+        if not documents:
+            return
+        self.store.upsert(self.collection, [unpublished.first for unpublished in documents if unpublished.first])
+        for unpublished in documents:
+            if unpublished.to_remove:
+                remove_replaced(self.store, self.collection, unpublished.entry)
+        self.journal.finish([(unpublished.entry, unpublished.chunks) for unpublished in documents])
+        replaced = sum(unpublished.known for unpublished in documents)
+        self.replaced += replaced
+        self.added += len(documents) - replaced
 
     def _row(self, unpublished: _Unpublished, chunk: Chunk, vector: np.ndarray) -> StoredChunk:
         parsed = unpublished.parsed
         title = parsed.title[:_MAX_TITLE_CHARS]
-        text = embedding_text(chunk)
         return StoredChunk(
             chunk=chunk,
             vector=vector,
-            analyzed=self.analyze(text if title in chunk.heading else f"{title}\n{text}"),
+            analyzed=self.analyze(searched_text(title, chunk)),
             title=title,
             source=parsed.document.source,
             acl=parsed.document.acl,
             metadata=parsed.document.metadata,
             document_chunks=unpublished.chunks,
             document_pages=len(parsed.pages) if parsed.paged else None,
-            updated_at=unpublished.updated_at,
+            updated_at=unpublished.entry.updated_at,
         )
+
+
+def searched_text(title: str, chunk: Chunk) -> str:
+    """What lexical search finds a chunk by: its document's title, unless the heading path holds it, and its text."""
+    text = embedding_text(chunk)
+    return text if title in chunk.heading else f"{title}\n{text}"

@@ -1,4 +1,4 @@
-"""`rag ingest`: the pipeline with the real parts in this process."""
+"""`rag ingest` and `rag collections reindex`: the pipelines with the real parts in this process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ingest.copy_chunks import Files, StoredTexts
 from ingest.fingerprint import index_fingerprint
-from ingest.pipeline import IngestReport, ingest_documents
+from ingest.journal import open_journal
+from ingest.pipeline import IngestReport, Progress, ingest_documents
+from ingest.reindex import ReindexReport, reindex_collection
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
 from rag.models import load_token_counter, locate_model
 
 PLAIN_LINE_EVERY_S = 5.0
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} files{postfix}"
 
 
-class _LazyEmbedder:
+class LazyEmbedder:
     """Loads the model with the first texts: a run that finds nothing new never waits for it."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
@@ -41,7 +45,7 @@ class _LazyEmbedder:
         return vectors
 
 
-class _Progress:
+class _Display:
     """A bar on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -49,19 +53,32 @@ class _Progress:
         self._bar: Any = None
         self._said_at = time.monotonic()
 
-    def __call__(self, done: int, total: int, chunks: int, pages: int) -> None:
+    def __call__(self, progress: Progress) -> None:
         if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=total, unit=" documents", file=sys.stderr, leave=False)
-            self._bar.total = total
-            self._bar.set_postfix_str(f"{pages} pages, {chunks} chunks", refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._bar = self._bar or tqdm(
+                total=progress.files_total, unit=" files", file=sys.stderr, leave=False, bar_format=_BAR
+            )
+            self._bar.set_postfix_str(describe_progress(progress), refresh=False)
+            self._bar.update(progress.files - self._bar.n)
+            self._bar.refresh()
         elif time.monotonic() - self._said_at >= PLAIN_LINE_EVERY_S:
             self._said_at = time.monotonic()
-            self._say(f"{done} of {total} documents, {pages} pages, {chunks} chunks")
+            self._say(f"{progress.files} of {progress.files_total} files: {describe_progress(progress)}")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def describe_progress(progress: Progress) -> str:
+    """For example: 12 documents, 40 pages, 310 chunks, 52 chunks/s, about 2 min 5 s left."""
+    words = [f"{progress.documents} documents", f"{progress.pages} pages", f"{progress.chunks} chunks"]
+    if progress.chunks:
+        words.append(f"{progress.chunks / progress.seconds:.0f} chunks/s")
+    if progress.seconds_left is not None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        words.append(f"about {minutes} min {seconds} s left" if minutes else f"about {seconds} s left")
+    return ", ".join(words)
 
 
 def run_ingest(
@@ -76,17 +93,22 @@ def run_ingest(
 ) -> IngestReport:
     """Ingests paths into a collection of the settings' store; progress goes to `say` or a bar on stderr.
 
-    Raises StoreUnavailableError, IndexMismatchError and ModelError; a document that fails is in the report.
+    One process at a time ingests into a collection: another waits, and says so. Raises StoreUnavailableError,
+    IndexMismatchError, ModelError and SettingsError; a document that fails is in the report.
     """
     fingerprint = index_fingerprint(settings)
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
-    progress = _Progress(say)
+    display = _Display(say)
     try:
-        with open_store(settings, fingerprint) as store:
+        with (
+            open_store(settings, fingerprint) as store,
+            open_journal(settings, collection, say) as journal,
+        ):
             return ingest_documents(
                 paths,
                 store=store,
-                embed=_LazyEmbedder(settings, say),
+                journal=journal,
+                embed=LazyEmbedder(settings, say),
                 analyze=analyze,
                 count_tokens=count_tokens,
                 fingerprint=fingerprint,
@@ -95,7 +117,40 @@ def run_ingest(
                 acl=tuple(acl),
                 metadata=metadata,
                 prune=prune,
-                progress=progress,
+                progress=display,
+                say=say,
             )
     finally:
-        progress.close()
+        display.close()
+
+
+def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) -> ReindexReport:
+    """Brings a collection of the settings' store to the settings' embedder and splitter; progress goes to `say`.
+
+    Raises UnknownCollectionError, StoreUnavailableError and ModelError; a file that fails is in the report.
+    """
+    fingerprint = index_fingerprint(settings)
+    count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
+    embed = LazyEmbedder(settings, say)
+    done, said_at = 0, time.monotonic()
+
+    def tell(chunks: int) -> None:
+        nonlocal done, said_at
+        done += chunks
+        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:
+            said_at = time.monotonic()
+            say(f"{done} of about {total} chunks")
+
+    def is_cut(text: str) -> bool:
+        return count_tokens(settings.embedder.passage_prefix + text) > settings.embedder.max_tokens
+
+    with open_store(settings, fingerprint) as store:
+        total = sum(document.chunks for document in store.stored_documents(name))
+        return reindex_collection(
+            name,
+            store=store,
+            fingerprint=fingerprint,
+            copy_stored=StoredTexts(store, embed, analyze, is_cut, settings.ingest.embed_batch, tell),
+            copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell, say),
+            drain_s=settings.store.timeout_s,
+        )

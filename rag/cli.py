@@ -5,116 +5,43 @@ Exit status: 0 all well, 1 some inputs failed, 2 wrong usage or settings, 3 serv
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rag.config import Settings, load_settings
-from rag.errors import DeadlineError, RagError, StageError, StoreUnavailableError
-from rag.profiles import PROFILES
-
-UNREACHABLE = (StoreUnavailableError, StageError, DeadlineError)
-
-
-def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _keep(context: click.Context, parameter: click.Parameter, value: object) -> None:
-    if value is not None:
-        context.ensure_object(dict)[parameter.name] = value
-
-
-def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--config and --profile, before a command's name or behind it, where they win."""
-    config = click.option(
-        "--config",
-        type=click.Path(dir_okay=False, path_type=Path),
-        callback=_keep,
-        expose_value=False,
-        help="Settings as a YAML file.",
-    )
-    profile = click.option(
-        "--profile",
-        type=click.Choice(sorted(PROFILES)),
-        callback=_keep,
-        expose_value=False,
-        help="Which defaults to start from.  [default: embedded]",
-    )
-    return config(profile(command))
-
-
-_url_option = click.option("--url", help="The service.  [default: http://127.0.0.1:8000, or as the settings say]")
-
-
-def _settings(context: click.Context, **overrides: Any) -> Settings:
-    kept = context.obj or {}
-    return load_settings(kept.get("config"), kept.get("profile"), **overrides)
-
-
-def _url(context: click.Context, given: str | None) -> str:
-    """The service to talk to: the one given, else where `rag serve` with the same settings would listen."""
-    if given is not None:
-        return given
-    serve = _settings(context).serve
-    host = "127.0.0.1" if serve.host in ("0.0.0.0", "::") else serve.host
-    return f"http://[{host}]:{serve.port}" if ":" in host else f"http://{host}:{serve.port}"
-
-
-def _edge(command: Callable[..., None]) -> Callable[..., None]:
-    """The process's edge: an error of ours becomes a sentence and an exit status."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except RagError as error:
-            _say(f"rag: {error}")
-            sys.exit(3 if isinstance(error, UNREACHABLE) else 2)
-        except KeyboardInterrupt:
-            _say("rag: stopped")
-            sys.exit(130)
-
-    return run
+from rag.cli_documents import collections, documents
+from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@_settings_options
+@settings_options
 @click.version_option(package_name="rag", prog_name="rag")
 def main() -> None:
     """Answers questions about your own documents, with verbatim citations."""
 
 
 @main.command()
-@_settings_options
+@settings_options
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
 @click.pass_context
-@_edge
+@edge
 def serve(context: click.Context, host: str | None, port: int | None) -> None:
     """Start the service; stops cleanly on Ctrl-C."""
     from deployments.launch import running_service
     from rag.models import locate_model
 
     address = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = _settings(context, **({"serve": address} if address else {}))
+    settings = read_settings(context, **({"serve": address} if address else {}))
     for reference in (settings.embedder.model, settings.reranker.model, settings.generator.model):
         locate_model(reference, settings.cache_dir)
     # Explicitly, since a shell starts a background command with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        with running_service(settings, _say) as running:
+        with running_service(settings, say) as running:
             took = ", ".join(f"{name} {seconds:g} s" for name, seconds in running.steps_s.items())
             running.say(f"ready: {running.url}  ({took})\nAsk with: rag ask QUESTION   Stop with Ctrl-C.")
             while True:
@@ -128,46 +55,54 @@ def _interrupt(*_: object) -> None:
 
 
 @main.command()
-@_settings_options
+@settings_options
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--collection", default="default", show_default=True)
 @click.option("--acl", multiple=True, metavar="GROUP", help="Groups that may see the documents.")
-@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document.")
+@click.option("--metadata", multiple=True, metavar="K=V", help="Stored with each document; a list by its name again.")
+@click.option("--pdf-password", "pdf_passwords", multiple=True, help="Tried on encrypted PDFs; may be given again.")
+@click.option("--ocr", is_flag=True, help="Read scanned PDF pages by Tesseract; needs the extra `ocr`.")
 @click.option("--prune", is_flag=True, help="Remove documents whose file is gone from the folders given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
-@_edge
+@edge
 def ingest(
     context: click.Context,
     paths: tuple[str, ...],
     collection: str,
     acl: tuple[str, ...],
     metadata: tuple[str, ...],
+    pdf_passwords: tuple[str, ...],
+    ocr: bool,
     prune: bool,
     as_json: bool,
 ) -> None:
     """Read files, folders and globs into a collection."""
-    pairs = dict(_pair(one) for one in metadata)
+    pairs = [_pair(one) for one in metadata]
     from ingest.run import run_ingest
+    from rag.metadata import read_metadata
 
+    reading: dict[str, Any] = {"pdf_passwords": pdf_passwords} if pdf_passwords else {}
+    reading |= {"ocr": True} if ocr else {}
+    settings = read_settings(context, **({"ingest": reading} if reading else {}))
     report = run_ingest(
-        _settings(context),
+        settings,
         paths,
         collection=collection,
         acl=acl,
-        metadata=pairs,
+        metadata=read_metadata(pairs, settings.store.metadata_fields),
         prune=prune,
-        say=_say,
+        say=say,
     )
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         click.echo(
             f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged, "
             f"{report.removed} removed, {report.failed} failed; {report.chunks} chunks in {report.seconds:.1f} s"
         )
         for failure in report.failures:
-            _say(f"failed: {failure.source}: {failure.reason}")
+            say(f"failed: {failure.source}: {failure.reason}")
     if report.failed:
         sys.exit(1)
 
@@ -180,14 +115,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @main.command()
-@_settings_options
+@settings_options
 @click.argument("question")
 @click.option("--collection", default="default", show_default=True)
-@click.option("--filter", "expression", help="Filter expression.")
-@_url_option
+@filter_option
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
-@_edge
+@edge
 def ask(
     context: click.Context, question: str, collection: str, expression: str | None, url: str | None, as_json: bool
 ) -> None:
@@ -195,9 +130,9 @@ def ask(
     from rag.client import ServiceClient
 
     body = {"question": question, "collection": collection, "filter": expression}
-    client = ServiceClient(_url(context, url))
+    client = ServiceClient(find_url(context, url))
     if as_json:
-        _print_json(client.ask(body))
+        print_json(client.ask(body))
         return
     for name, data in client.stream(body):
         if name == "token":
@@ -215,88 +150,61 @@ def _show_citations(response: dict[str, Any]) -> None:
     for span in response["unsupported"]:
         click.echo(f"\nNot supported by the documents: {span['text']}")
     if response["degraded"]:
-        _say(f"left out: {', '.join(response['degraded'])}")
+        say(f"left out: {', '.join(response['degraded'])}")
 
 
 @main.command()
-@_settings_options
+@settings_options
 @click.argument("query")
 @click.option("--top-k", type=click.IntRange(1, 200), default=10, show_default=True)
 @click.option("--collection", default="default", show_default=True)
-@_url_option
+@filter_option
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="The whole response object on stdout.")
 @click.pass_context
-@_edge
-def search(context: click.Context, query: str, top_k: int, collection: str, url: str | None, as_json: bool) -> None:
+@edge
+def search(
+    context: click.Context,
+    query: str,
+    top_k: int,
+    collection: str,
+    expression: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
     """Search only: passages, best first."""
     from rag.client import ServiceClient
 
-    found = ServiceClient(_url(context, url)).search({"query": query, "top_k": top_k, "collection": collection})
+    body = {"query": query, "top_k": top_k, "collection": collection, "filter": expression}
+    found = ServiceClient(find_url(context, url)).search(body)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for rank, hit in enumerate(found["hits"], start=1):
         page = f", page {hit['page']}" if hit["page"] is not None else ""
         click.echo(f"{rank:3}. {hit['score']:.3f}  {hit['title']}{page}  ({hit['source']})")
         click.echo("     " + " ".join(hit["text"].split())[:200])
     if found["degraded"]:
-        _say(f"left out: {', '.join(found['degraded'])}")
+        say(f"left out: {', '.join(found['degraded'])}")
 
 
-@main.group()
-def collections() -> None:
-    """List or delete collections; works whether or not the service runs."""
-
-
-@collections.command("list")
-@_settings_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-@click.pass_context
-@_edge
-def list_collections(context: click.Context, as_json: bool) -> None:
-    """Each collection and its index version."""
-    from ingest.fingerprint import index_fingerprint
-    from rag.connect import open_store
-
-    settings = _settings(context)
-    with open_store(settings, index_fingerprint(settings)) as store:
-        found = [{"name": name, "index_version": store.fingerprint(name).index_version} for name in store.collections()]
-    if as_json:
-        _print_json({"collections": found})
-    else:
-        for one in found:
-            click.echo(f"{one['name']}  {one['index_version']}")
-
-
-@collections.command("delete")
-@_settings_options
-@click.argument("name")
-@click.pass_context
-@_edge
-def delete_collection(context: click.Context, name: str) -> None:
-    """Remove a collection with all that is in it; the files it was made of stay."""
-    from ingest.fingerprint import index_fingerprint
-    from rag.connect import open_store
-
-    settings = _settings(context)
-    with open_store(settings, index_fingerprint(settings)) as store:
-        store.drop_collection(name)
-    click.echo(f"deleted {name}")
+main.add_command(documents)
+main.add_command(collections)
 
 
 @main.command()
-@_settings_options
-@_url_option
+@settings_options
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
-@_edge
+@edge
 def doctor(context: click.Context, url: str | None, as_json: bool) -> None:
     """What is installed, what would be used, what is wrong and the command that mends it."""
     from rag.doctor import examine
 
-    findings = examine(_settings(context), _url(context, url))
+    findings = examine(read_settings(context), find_url(context, url))
     if as_json:
-        _print_json([finding.as_dict() for finding in findings])
+        print_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
             click.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.subject}: {finding.found}")

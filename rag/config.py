@@ -13,201 +13,38 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from rag.errors import SettingsError
-from rag.language import Language
 from rag.profiles import PROFILES
+from rag.step_settings import (
+    ChunkSettings,
+    DeadlineSettings,
+    EmbedderSettings,
+    EvidenceSettings,
+    GeneratorSettings,
+    GroundingSettings,
+    IngestSettings,
+    PromptSettings,
+    RerankerSettings,
+    RetrievalSettings,
+    ServeSettings,
+    StoreSettings,
+)
 
 Profile = Literal["embedded", "gpu"]
-MIB = 1024 * 1024
 _SERVICE_VARIABLE = re.compile(r"RAG_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
-
-
-class _Step(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EmbedderSettings(_Step):
-    """Texts to vectors. `max_tokens` is the model's own cut, special tokens included."""
-
-    model: str
-    languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    query_prefix: str = ""
-    passage_prefix: str = ""
-    max_tokens: int = Field(256, ge=16)
-    batch_tokens: int = Field(4096, ge=64, description="padded tokens of one forward pass")
-    batch_wait_s: float = Field(0.005, ge=0)
-    threads: int = Field(2, ge=1)
-    device: str = "cpu"
-
-
-class StoreSettings(_Step):
-    """Milvus. Without `uri` the embedded one is started in the data directory when needed."""
-
-    uri: str | None = None
-    token: SecretStr | None = None
-    timeout_s: float = Field(10.0, gt=0)
-    start_timeout_s: float = Field(30.0, gt=0, description="how long the embedded server may take to start")
-
-
-class ChunkSettings(_Step):
-    """Sizes in the embedder's own tokens, heading included."""
-
-    max_tokens: int = Field(200, ge=16)
-    overlap_tokens: int = Field(24, ge=0)
-
-
-class IngestSettings(_Step):
-    """Limits on one document, and batch sizes."""
-
-    parse_memory_bytes: int = Field(1536 * MIB, ge=64 * MIB)
-    parse_cpu_s: int = Field(60, ge=1)
-    parse_wall_s: float = Field(90.0, gt=0)
-    max_file_bytes: int = Field(100 * MIB, ge=1)
-    max_pages: int = Field(5000, ge=1)
-    max_chars: int = Field(20_000_000, ge=1)
-    embed_batch: int = Field(256, ge=1, description="chunks sorted by length and embedded together")
-
-
-class RetrievalSettings(_Step):
-    """Search depth of each branch and reciprocal rank fusion's constant."""
-
-    top_k: int = Field(30, ge=1, le=1000)
-    rrf_k: int = Field(60, ge=1)
-
-
-class CalibrationSettings(_Step):
-    """A raw score to the chance that a passage answers: 1 / (1 + exp(-slope * (score - midpoint)))."""
-
-    midpoint: float
-    slope: float = Field(gt=0)
-
-
-class RerankerSettings(_Step):
-    """How fused hits are reordered.
-
-    `maxsim` ranks by late interaction over token vectors, `cross-encoder` by any sentence-transformers CrossEncoder.
-    The order is by `blend * rerank + (1 - blend) * fused`, both scaled to 0..1 within the candidates. A question in
-    a language that the model does not understand is scored by the words that it shares with a passage instead.
-    """
-
-    kind: Literal["maxsim", "cross-encoder"] = "maxsim"
-    model: str
-    languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
-    calibration: CalibrationSettings | None = Field(None, description="none: the model's scores are calibrated already")
-    words_calibration: CalibrationSettings = CalibrationSettings(midpoint=0.6, slope=12.0)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a CPU that computes it, else float32"
-    )
-    max_tokens: int = Field(256, ge=16)
-    candidates: int = Field(20, ge=1, description="fused hits that are reranked")
-    top_k: int = Field(5, ge=1, description="hits kept for the prompt")
-    blend: float = Field(1.0, ge=0, le=1)
-    batch_tokens: int = Field(4096, ge=64)
-    batch_wait_s: float = Field(0.005, ge=0)
-    threads: int = Field(2, ge=1)
-    device: str = "cpu"
-    cached_texts: int = Field(
-        256, ge=0, description="texts whose token vectors are kept for the grounding that follows"
-    )
-
-
-class EvidenceSettings(_Step):
-    """Thresholds of the evidence gate, one per scale; None: that scale cannot judge."""
-
-    min_rerank: float | None = Field(None, ge=0, le=1)
-    min_dense: float | None = Field(None, ge=-1, le=1)
-
-
-class PromptSettings(_Step):
-    """Token budgets of the prompt's parts, in the LLM's tokens."""
-
-    passage_tokens: int = Field(2000, ge=64)
-    history_tokens: int = Field(500, ge=0)
-
-
-class GroundingSettings(_Step):
-    """When a sentence counts as supported, and when the evidence itself is the better answer."""
-
-    reader: Literal["strong", "weak"] = Field(
-        "strong", description="weak: the LLM's refusals are not believed and its unsupported sentences are left out"
-    )
-    min_support: float = Field(0.65, ge=0, le=1)
-    max_score_gap: float | None = Field(
-        None,
-        ge=0,
-        description="a generated sentence whose quote answers the question worse than the best evidence by more "
-        "than this is replaced",
-    )
-    extract_sentences: int = Field(2, ge=1, le=5)
-    max_sentences: int | None = Field(
-        None, ge=1, description="supported sentences after which the LLM is stopped; none: it ends by itself"
-    )
-
-
-class GeneratorSettings(_Step):
-    """The LLM behind vLLM."""
-
-    model: str
-    model_id: str
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    max_model_len: int = Field(2048, ge=256)
-    max_num_seqs: int = Field(16, ge=1)
-    memory_fraction: float = Field(
-        0.9, gt=0, le=1, description="vLLM's gpu_memory_utilization; on a CPU the share of RAM"
-    )
-    kv_cache_gib: int = Field(1, ge=1, description="key-value cache on a CPU")
-    tensor_parallel: int = Field(1, ge=1)
-    accelerator_type: str | None = None
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    enforce_eager: bool = False
-
-
-class DeadlineSettings(_Step):
-    """One deadline for a request and the most that each stage may take of it, in seconds."""
-
-    total_s: float = Field(30.0, gt=0)
-    max_s: float = Field(300.0, gt=0, description="the longest deadline that a client may ask for")
-    embed_s: float = Field(2.0, gt=0)
-    dense_s: float = Field(2.0, gt=0)
-    lexical_s: float = Field(2.0, gt=0)
-    rerank_s: float = Field(4.0, gt=0)
-    generate_s: float = Field(25.0, gt=0)
-    ground_s: float = Field(4.0, gt=0)
-
-
-class StageServing(_Step):
-    """Ray's view of one deployment: replicas and logical shares."""
-
-    replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(0.1, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-
-
-class ServeSettings(_Step):
-    """The HTTP address, the request limits and every deployment's share."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    fast_path: bool = True
-    max_inflight: int = Field(16, ge=1, description="questions worked on at once")
-    max_queued: int = Field(32, ge=0, description="questions waiting beyond those; more are refused with 503")
-    max_body_bytes: int = Field(1 * MIB, ge=1024)
-    logical_cpus: int = Field(8, ge=1, description="what Ray counts as this machine's CPUs when it is started here")
-    object_store_bytes: int = Field(256 * MIB, ge=78 * MIB)
-    orchestrator: StageServing = StageServing()
-    embedder: StageServing = StageServing()
-    retriever: StageServing = StageServing()
-    reranker: StageServing = StageServing()
-    generator: StageServing = StageServing(num_cpus=1)
 
 
 class _ProfileSource(PydanticBaseSettingsSource):

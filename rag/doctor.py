@@ -94,10 +94,13 @@ def _store(settings: Settings) -> Finding:
 
     try:
         with open_store(settings, index_fingerprint(settings)) as store:
-            collections = store.collections()
+            collections, lexical_problem = store.collections(), store.lexical_problem()
     except RagError as error:
         return Finding("store", f"{settings.store.uri}: {error}", False, "start Milvus there, or set RAG_STORE__URI")
-    return Finding("store", f"{settings.store.uri}: {len(collections)} collections")
+    found = f"{settings.store.uri}: {len(collections)} collections"
+    if lexical_problem:
+        return Finding("store", f"{found}, no word search", False, lexical_problem)
+    return Finding("store", found)
 
 
 def _service(url: str) -> Finding:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from rag.batching import token_bounded_batches
-from rag.config import EmbedderSettings
 from rag.errors import ModelError
+from rag.step_settings import EmbedderSettings
 from rag.types import TextKind
 
 

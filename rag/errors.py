@@ -4,14 +4,21 @@ RagError
 ├── SettingsError            a setting is wrong; the message names it, its value and the valid choices
 ├── InputError               what the caller sent cannot be used
 │   ├── DocumentError        one document cannot be read; its message is the reason a report gives
+│   ├── FilterError          a filter expression cannot be used; `column` says where
 │   ├── UnknownCollectionError
-│   └── UnknownModelError
+│   ├── UnknownDocumentError
+│   ├── UnknownJobError
+│   ├── UnknownModelError
+│   ├── MalformedError       a body is not what its content type says
+│   ├── MediaTypeError       a body of another content type than those taken
+│   └── TooLargeError        more bytes or files than are taken
 ├── IndexMismatchError       the collection was built with another embedder or splitter
 ├── StoreUnavailableError    Milvus does not answer
 ├── ModelError               weights are missing, damaged or unfit for this machine
 ├── StageError               a stage failed; `stage` names it
 │   └── StageTimeoutError    a stage used up its share of the deadline
 ├── OverloadedError          the queue is full; try again after `retry_after_s`
+│   └── QuotaError           what is stored for later fills its share of the disk
 └── DeadlineError            the request's deadline passed
 """
 
@@ -34,6 +41,18 @@ class DocumentError(InputError):
     """One document cannot be read; the others go on."""
 
 
+class FilterError(InputError):
+    """A filter expression cannot be used; `column` counts its characters from 1."""
+
+    def __init__(self, column: int, reason: str) -> None:
+        super().__init__(f"the filter, at column {column}: {reason}")
+        self.column = column
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FilterError], tuple[int, str]]:
+        return type(self), (self.column, self.reason)
+
+
 class UnknownCollectionError(InputError):
     """No collection has this name."""
 
@@ -50,6 +69,26 @@ class UnknownCollectionError(InputError):
 
 class UnknownModelError(InputError):
     """No served LLM has this name."""
+
+
+class UnknownDocumentError(InputError):
+    """The collection has no such document, or none that the caller may see."""
+
+
+class UnknownJobError(InputError):
+    """No job has this id."""
+
+
+class MalformedError(InputError):
+    """A body is not what its content type says."""
+
+
+class MediaTypeError(InputError):
+    """A body of another content type than those taken."""
+
+
+class TooLargeError(InputError):
+    """More bytes or files than are taken."""
 
 
 class IndexMismatchError(RagError):
@@ -89,6 +128,10 @@ class OverloadedError(RagError):
 
     def __reduce__(self) -> tuple[type[OverloadedError], tuple[str, int]]:
         return type(self), (str(self), self.retry_after_s)
+
+
+class QuotaError(OverloadedError):
+    """What is stored for later fills its share of the disk."""
 
 
 class DeadlineError(RagError):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rag.config import EvidenceSettings
+from rag.step_settings import EvidenceSettings
 from rag.types import Hit
 
 

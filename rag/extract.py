@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rag.config import GroundingSettings
 from rag.language import language_of
 from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
+from rag.step_settings import GroundingSettings
 
 # A term of the question in the heading above a sentence, beside one in the sentence.
 HEADING_TERM_WEIGHT = 0.5

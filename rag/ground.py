@@ -18,7 +18,6 @@ from itertools import permutations
 import numpy as np
 
 from rag.claims import Claims, Terms, contradiction, read_claims
-from rag.config import GroundingSettings
 from rag.extract import asks, extract_answer, question_relevance
 from rag.quantities import is_backed
 from rag.quotes import (
@@ -32,6 +31,7 @@ from rag.quotes import (
     strip_markers,
 )
 from rag.refusal import is_refusal
+from rag.step_settings import GroundingSettings
 from rag.types import Citation, Passage, UnsupportedSpan
 
 __all__ = [

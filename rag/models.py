@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rag.config import EmbedderSettings, Settings
+from rag.config import Settings
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
+from rag.step_settings import EmbedderSettings
 from rag.types import CountTokens
 
 logger = logging.getLogger(__name__)

@@ -129,6 +129,8 @@ async def stream_answer(
         steps.search,
         settings,
         clock,
+        groups=question.groups,
+        where=question.filter,
         top_k=question.top_k,
     )
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rag.config import PromptSettings
+from rag.step_settings import PromptSettings
 from rag.types import CountTokens, Hit, Message, Passage
 
 SYSTEM = (

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rag.batching import token_bounded_batches
-from rag.config import RerankerSettings
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
+from rag.step_settings import RerankerSettings
 from rag.types import Span
 
 

@@ -11,15 +11,18 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from rag.clock import RequestClock
-from rag.config import CalibrationSettings, Settings
+from rag.config import Settings
 from rag.errors import ModelError, OverloadedError, StageError, StoreUnavailableError
+from rag.filters import Filter
 from rag.fuse import fuse_hits, order_by_blend
 from rag.language import Language, language_of
-from rag.types import DenseSearch, Embed, Hit, LexicalSearch, Score, SearchResult, Span, Stage
+from rag.step_settings import CalibrationSettings
+from rag.types import DenseSearch, Embed, Groups, Hit, LexicalSearch, Score, SearchResult, Span, Stage, Vector
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +48,14 @@ async def retrieve(
     settings: Settings,
     clock: RequestClock,
     *,
+    groups: Groups = frozenset(),
+    where: Filter | None = None,
     top_k: int | None = None,
     rerank: bool = True,
 ) -> SearchResult:
     """Every chunk found for a query, best first; `top_k` is the depth of each search.
+
+    Only chunks that a caller of `groups` may see, and of those the ones that `where` means, all when it is None.
 
     One of the two branches, and the reranker, may fail or be late: they are named in `clock.degraded`. Raises what the
     dense branch raised when both fail, UnknownCollectionError and IndexMismatchError in any case, and DeadlineError.
@@ -56,8 +63,11 @@ async def retrieve(
     depth = top_k or settings.retrieval.top_k
     branches: dict[Stage, Awaitable[SearchResult]] = {}
     if understands(settings.embedder.languages, query):
-        branches["dense"] = _dense(query, collection, depth, steps, settings, clock)
-    branches["lexical"] = _lexical(query, collection, depth, steps, settings, clock)
+        dense = partial(steps.dense_search, groups=groups, where=where)
+        branches["dense"] = _dense(query, collection, depth, steps.embed, dense, settings, clock)
+    lexical = partial(steps.lexical_search, groups=groups, where=where)
+    limit_s = settings.deadlines.lexical_s
+    branches["lexical"] = clock.run("lexical", lambda: lexical(collection, query, depth), limit_s)
     results = await asyncio.gather(*branches.values(), return_exceptions=True)
     found: list[SearchResult] = []
     failures: dict[Stage, Exception] = {}
@@ -101,20 +111,16 @@ def scored_text(hit: Hit) -> tuple[str, int]:
 
 
 async def _dense(
-    query: str, collection: str, depth: int, steps: SearchSteps, settings: Settings, clock: RequestClock
+    query: str,
+    collection: str,
+    depth: int,
+    embed: Embed,
+    search: Callable[[str, Vector, int], Awaitable[SearchResult]],
+    settings: Settings,
+    clock: RequestClock,
 ) -> SearchResult:
-    vectors = await clock.run("embed", lambda: steps.embed([query], "query"), settings.deadlines.embed_s)
-    return await clock.run(
-        "dense", lambda: steps.dense_search(collection, vectors[0], depth), settings.deadlines.dense_s
-    )
-
-
-async def _lexical(
-    query: str, collection: str, depth: int, steps: SearchSteps, settings: Settings, clock: RequestClock
-) -> SearchResult:
-    return await clock.run(
-        "lexical", lambda: steps.lexical_search(collection, query, depth), settings.deadlines.lexical_s
-    )
+    vectors = await clock.run("embed", lambda: embed([query], "query"), settings.deadlines.embed_s)
+    return await clock.run("dense", lambda: search(collection, vectors[0], depth), settings.deadlines.dense_s)
 
 
 async def _rerank(

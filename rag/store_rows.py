@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
 from pymilvus.milvus_client.index import IndexParams
 
+from rag.columns import from_column, from_metadata_column, to_column, to_metadata_column
 from rag.errors import IndexMismatchError, InputError
-from rag.filters import from_column, to_column
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_TEXT_BYTES = 65_535  # Milvus' limit on a VARCHAR, and on a JSON value
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_ARRAY_LENGTH = 4_096  # Milvus' limit on an ARRAY
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
+SERVER_VERSION = re.compile(r"v?(\d+)\.(\d+)", re.ASCII)
+FIRST_WITH_BM25 = (2, 5)
 COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 
-INDEXED_COLUMNS = ("vector", "sparse")
 CHUNK_COLUMNS = [
     "chunk_id",
     "document_id",
@@ -52,22 +53,30 @@ DOCUMENT_COLUMNS = [
 ]
 
 
-def build_schema(fingerprint: IndexFingerprint) -> CollectionSchema:
-    """The columns of a collection; its description remembers the fingerprint, as Lite cannot alter properties."""
-    schema = MilvusClient.create_schema(
-        auto_id=False, enable_dynamic_field=False, description=write_description(fingerprint)
-    )
+@dataclass(frozen=True, slots=True)
+class BuiltIndex:
+    """What a collection's description remembers: how it was built, and whether it has the columns for BM25."""
+
+    fingerprint: IndexFingerprint
+    lexical: bool = True
+
+    @property
+    def indexed_columns(self) -> tuple[str, ...]:
+        return ("vector", "sparse") if self.lexical else ("vector",)
+
+
+def has_bm25(server_version: str) -> bool:
+    """Whether a Milvus that calls itself so has BM25: 2.5 and later; one that tells no version is Milvus Lite."""
+    found = SERVER_VERSION.match(server_version)
+    return found is None or (int(found[1]), int(found[2])) >= FIRST_WITH_BM25
+
+
+def build_schema(built: BuiltIndex) -> CollectionSchema:
+    """The columns of a collection; its description remembers the index, as Lite cannot alter properties."""
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=write_description(built))
     schema.add_field("chunk_id", DataType.VARCHAR, is_primary=True, max_length=MAX_CHUNK_ID_CHARS)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=fingerprint.dimension)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=built.fingerprint.dimension)
     schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
-    schema.add_field(
-        "analyzed",
-        DataType.VARCHAR,
-        max_length=MAX_TEXT_BYTES,
-        enable_analyzer=True,
-        analyzer_params={"tokenizer": "whitespace"},
-    )
-    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     for name in ("document_id", "revision", "heading", "title", "source", "updated_at"):
         schema.add_field(name, DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     for name in ("ordinal", "start_char", "end_char", "first_page", "last_page", "document_chunks", "document_pages"):
@@ -81,19 +90,17 @@ def build_schema(fingerprint: IndexFingerprint) -> CollectionSchema:
         max_length=MAX_TEXT_BYTES,
     )
     schema.add_field("metadata", DataType.JSON)
-    schema.add_function(
-        Function(
-            name="bm25", function_type=FunctionType.BM25, input_field_names=["analyzed"], output_field_names=["sparse"]
-        )
-    )
+    if built.lexical:
+        _add_lexical_columns(schema)
     return schema
 
 
-def build_indexes() -> IndexParams:
-    """One index for each of INDEXED_COLUMNS: cosine similarity for the vectors, BM25 for the terms."""
+def build_indexes(built: BuiltIndex) -> IndexParams:
+    """One index for each of its indexed columns: cosine similarity for the vectors, BM25 for the terms."""
     indexes = MilvusClient.prepare_index_params()
     indexes.add_index("vector", index_type="AUTOINDEX", metric_type="COSINE")
-    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+    if built.lexical:
+        indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
     return indexes
 
 
@@ -112,9 +119,9 @@ def check_top_k(top_k: int) -> None:
         raise InputError(f"top_k is {top_k}; it must be between 1 and {MAX_TOP_K}")
 
 
-def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
+def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
     """The columns of a row. Raises InputError naming the chunk and the column when Milvus could not hold it."""
-    chunk = row.chunk
+    chunk, dimension = row.chunk, built.fingerprint.dimension
     if not CHUNK_ID.fullmatch(chunk.chunk_id):
         raise InputError(
             f"chunk id {chunk.chunk_id[:80]!r} cannot be stored: use letters, digits and _ . : -, 512 at most"
@@ -128,7 +135,6 @@ def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
         "chunk_id": chunk.chunk_id,
         "vector": vector,
         "text": chunk.text,
-        "analyzed": row.analyzed,
         "document_id": to_column(chunk.document_id),
         "revision": to_column(chunk.revision),
         "ordinal": chunk.ordinal,
@@ -138,14 +144,16 @@ def encode_row(row: StoredChunk, dimension: int) -> dict[str, Any]:
         "last_page": -1 if chunk.last_page is None else chunk.last_page,
         "page_starts": list(chunk.page_starts),
         "heading": chunk.heading,
-        "title": row.title,
+        "title": to_column(row.title),
         "source": to_column(row.source),
         "acl": [to_column(group) for group in row.acl],
-        "metadata": dict(row.metadata),
+        "metadata": _json_column(row),
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
-        "updated_at": row.updated_at,
+        "updated_at": to_column(row.updated_at),
     }
+    if built.lexical:
+        columns["analyzed"] = row.analyzed
     _check_fit(columns)
     return columns
 
@@ -172,13 +180,13 @@ def decode_document(columns: Mapping[str, Any]) -> StoredDocument:
     return StoredDocument(
         document_id=from_column(columns["document_id"]),
         source=from_column(columns["source"]),
-        title=columns["title"],
+        title=from_column(columns["title"]),
         revision=from_column(columns["revision"]),
         chunks=int(columns["document_chunks"]),
         pages=_page(columns["document_pages"]),
         acl=tuple(from_column(group) for group in columns["acl"]),
-        metadata=dict(columns["metadata"]),
-        updated_at=columns["updated_at"],
+        metadata=from_metadata_column(columns["metadata"]),
+        updated_at=from_column(columns["updated_at"]),
     )
 
 
@@ -186,7 +194,7 @@ def decode_hit(columns: Mapping[str, Any], score: float, scores: Scores) -> Hit:
     """The hit of a row's HIT_COLUMNS."""
     return Hit(
         chunk=decode_chunk(columns),
-        title=columns["title"],
+        title=from_column(columns["title"]),
         source=from_column(columns["source"]),
         score=score,
         scores=scores,
@@ -198,9 +206,9 @@ def order_hits(hits: Iterable[Hit]) -> tuple[Hit, ...]:
     return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk.chunk_id)))
 
 
-def write_description(fingerprint: IndexFingerprint) -> str:
+def write_description(built: BuiltIndex) -> str:
     """What a collection remembers of how it was built."""
-    return json.dumps({"rag_schema": SCHEMA_VERSION, "fingerprint": asdict(fingerprint)}, ensure_ascii=True)
+    return json.dumps({"rag_schema": SCHEMA_VERSION, **asdict(built)}, ensure_ascii=True)
 
 
 def is_ours(description: str) -> bool:
@@ -208,8 +216,8 @@ def is_ours(description: str) -> bool:
     return "rag_schema" in _json_object(description)
 
 
-def read_description(collection: str, description: str) -> IndexFingerprint:
-    """The remembered fingerprint. Raises IndexMismatchError when there is none that this version reads."""
+def read_description(collection: str, description: str) -> BuiltIndex:
+    """How the collection was built. Raises IndexMismatchError when there is none that this version reads."""
     remembered = _json_object(description)
     if "rag_schema" not in remembered:
         raise IndexMismatchError(
@@ -221,7 +229,7 @@ def read_description(collection: str, description: str) -> IndexFingerprint:
         raise IndexMismatchError(
             f"collection {collection!r} was made by another version of this program; {_mend(collection)}"
         )
-    return IndexFingerprint(**values)
+    return BuiltIndex(IndexFingerprint(**values), lexical=remembered["lexical"])
 
 
 def check_fingerprint(collection: str, stored: IndexFingerprint, expected: IndexFingerprint) -> None:
@@ -231,7 +239,7 @@ def check_fingerprint(collection: str, stored: IndexFingerprint, expected: Index
     if differing:
         raise IndexMismatchError(
             f"collection {collection!r} was built with other settings: {'; '.join(differing)}; "
-            f"set those again, or {_mend(collection)}"
+            f"set those again, or rebuild it with these: rag collections reindex {collection}"
         )
 
 
@@ -249,6 +257,20 @@ def _mend(collection: str) -> str:
     return f"build it anew: rag collections delete {collection}, then rag ingest PATH --collection {collection}"
 
 
+def _add_lexical_columns(schema: CollectionSchema) -> None:
+    """The terms, and what Milvus makes of them for BM25."""
+    whitespace = {"tokenizer": "whitespace"}
+    schema.add_field(
+        "analyzed", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, enable_analyzer=True, analyzer_params=whitespace
+    )
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    schema.add_function(
+        Function(
+            name="bm25", function_type=FunctionType.BM25, input_field_names=["analyzed"], output_field_names=["sparse"]
+        )
+    )
+
+
 def _page(stored: Any) -> int | None:
     return None if stored == -1 else int(stored)
 
@@ -259,6 +281,13 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _json_column(row: StoredChunk) -> Any:
+    try:
+        return to_metadata_column(row.metadata)
+    except ValueError as error:
+        raise InputError(f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata: {error}") from error
 
 
 def _check_fit(columns: Mapping[str, Any]) -> None:

@@ -13,10 +13,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rag.filters import Filter
+
 Vector = np.ndarray  # float32, (dim,), L2 norm 1
 Span = tuple[int, int]  # start, end (exclusive) within the text it belongs to
 Stage = Literal["embed", "dense", "lexical", "rerank", "rewrite", "generate", "ground"]
 TextKind = Literal["query", "passage"]
+Groups = frozenset[str] | None  # whose documents a caller may see; None: the owner's own tools, which see everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, numbered from 1; `start_char` is where its text starts within the document's text."""
+    """A page, numbered from 1; `start_char` is where its text starts within the document's text.
+
+    `label` is what the document itself calls the page ("iv", "A-3"), None where that is the number.
+    """
 
     number: int
     text: str
     start_char: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,17 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class ParsedDocument:
-    """A document's text. The document's text is its pages' texts, joined without anything between."""
+    """A document's text. The document's text is its pages' texts, joined without anything between.
+
+    It is stored only in chunks: parsing the same revision again, with the same settings, gives the same text, in which
+    a quote's surroundings can be shown.
+    """
 
     document: Document
     title: str
     pages: tuple[Page, ...]
     headings: tuple[Heading, ...] = ()
+    verbatim: tuple[Span, ...] = ()  # code, as whole lines: in order, apart; blank lines do not part what is in one
     paged: bool = False  # False: the format has no pages, `pages` is a single one, citations carry no page
     skipped_pages: int = 0
 
@@ -231,7 +243,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person asks, with what the caller may choose; None means that the settings decide."""
+    """What a person asks, with what the caller may choose; None means that the settings decide.
+
+    `groups` are the caller's own, never a choice: by default none, so that only documents open to everyone are seen.
+    """
 
     text: str
     collection: str = "default"
@@ -242,6 +257,8 @@ class Question:
     max_tokens: int | None = None
     temperature: float | None = None
     deadline_s: float | None = None
+    filter: Filter | None = None
+    groups: Groups = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,15 +306,19 @@ class Embed(Protocol):
 
 
 class DenseSearch(Protocol):
-    """Cosine similarity with a query vector (dim,), best first."""
+    """Cosine similarity with a query vector (dim,), best first; of the chunks that `groups` see and `where` means."""
 
-    def __call__(self, collection: str, vector: Vector, top_k: int) -> Awaitable[SearchResult]: ...
+    def __call__(
+        self, collection: str, vector: Vector, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> Awaitable[SearchResult]: ...
 
 
 class LexicalSearch(Protocol):
-    """BM25 over the analysed text, best first."""
+    """BM25 over the analysed text, best first; of the chunks that `groups` see and `where` means."""
 
-    def __call__(self, collection: str, query: str, top_k: int) -> Awaitable[SearchResult]: ...
+    def __call__(
+        self, collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> Awaitable[SearchResult]: ...
 
 
 class Score(Protocol):

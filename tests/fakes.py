@@ -7,14 +7,14 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rag.errors import InputError, UnknownCollectionError
-from rag.filters import And, Equals, Filter, HasAny, NotEquals, OneOf, compile_filter
+from rag.filters import Filter, compile_filter
 from rag.store_rows import (
+    BuiltIndex,
     as_dense,
     as_lexical,
     check_collection_name,
@@ -25,6 +25,7 @@ from rag.store_rows import (
 )
 from rag.types import (
     Chunk,
+    Groups,
     Hit,
     IndexFingerprint,
     Scores,
@@ -34,6 +35,7 @@ from rag.types import (
     TextKind,
     Vector,
 )
+from tests.filter_fake import matches
 
 BM25_K1, BM25_B = 1.2, 0.75
 
@@ -93,15 +95,15 @@ class InMemoryStore:
         del self._built[name], self._rows[name]
 
     def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
-        dimension = self._check(collection).dimension
+        built = BuiltIndex(self._check(collection))
         for row in rows:
-            encode_row(row, dimension)
+            encode_row(row, built)
         self._rows[collection].update({row.chunk.chunk_id: row for row in rows})
 
     def delete(self, collection: str, where: Filter) -> None:
         self.fingerprint(collection)
         compile_filter(where)  # refuses what the real store refuses
-        kept = {name: row for name, row in self._rows[collection].items() if not _matches(where, _columns(row))}
+        kept = {name: row for name, row in self._rows[collection].items() if not matches(where, row)}
         self._rows[collection] = kept
 
     def stored_documents(self, collection: str) -> list[StoredDocument]:
@@ -114,24 +116,51 @@ class InMemoryStore:
         found = [row.chunk for row in self._rows[collection].values() if row.chunk.document_id == document_id]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
 
-    async def dense_search(self, collection: str, vector: Vector, top_k: int) -> SearchResult:
+    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+        self.fingerprint(collection)
+        for _, row in sorted(self._rows[collection].items()):
+            yield row.chunk, _document(row)
+
+    async def dense_search(
+        self,
+        collection: str,
+        vector: Vector,
+        top_k: int,
+        *,
+        groups: Groups = frozenset(),
+        where: Filter | None = None,
+    ) -> SearchResult:
         check_top_k(top_k)
         fingerprint = self._check(collection)
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (fingerprint.dimension,):
             raise InputError(f"the query vector has shape {query.shape}; ({fingerprint.dimension},) is expected")
-        hits = [as_dense(_hit(row, _cosine(row.vector, query))) for row in self._rows[collection].values()]
+        rows = self._visible(collection, groups, where)
+        hits = [as_dense(_hit(row, _cosine(row.vector, query))) for row in rows.values()]
         await asyncio.sleep(0)
         return SearchResult(order_hits(hits)[:top_k], fingerprint.index_version)
 
-    async def lexical_search(self, collection: str, analyzed_query: str, top_k: int) -> SearchResult:
+    async def lexical_search(
+        self,
+        collection: str,
+        analyzed_query: str,
+        top_k: int,
+        *,
+        groups: Groups = frozenset(),
+        where: Filter | None = None,
+    ) -> SearchResult:
         check_top_k(top_k)
         fingerprint = self._check(collection)
+        visible = self._visible(collection, groups, where)
         rows = list(self._rows[collection].values())
         scores = _bm25(analyzed_query.split(), [row.analyzed.split() for row in rows])
-        hits = [as_lexical(_hit(row, score)) for row, score in zip(rows, scores, strict=True) if score > 0]
+        found = [(row, score) for row, score in zip(rows, scores, strict=True) if score > 0]
+        hits = [as_lexical(_hit(row, score)) for row, score in found if row.chunk.chunk_id in visible]
         await asyncio.sleep(0)
         return SearchResult(order_hits(hits)[:top_k], fingerprint.index_version)
+
+    def lexical_problem(self) -> str | None:
+        return None
 
     async def ping(self) -> None:
         await asyncio.sleep(0)
@@ -141,6 +170,16 @@ class InMemoryStore:
 
     def close(self) -> None:
         """Nothing to close: a closed store can be used again, as the real one can."""
+
+    def _visible(self, collection: str, groups: Groups, where: Filter | None) -> dict[str, StoredChunk]:
+        if where is not None:
+            compile_filter(where)  # refuses what the real store refuses
+        return {
+            chunk_id: row
+            for chunk_id, row in self._rows[collection].items()
+            if (groups is None or not row.acl or not groups.isdisjoint(row.acl))
+            and (where is None or matches(where, row))
+        }
 
     def _check(self, collection: str) -> IndexFingerprint:
         stored = self.fingerprint(collection)
@@ -165,31 +204,6 @@ def _document(row: StoredChunk) -> StoredDocument:
         metadata=dict(row.metadata),
         updated_at=row.updated_at,
     )
-
-
-def _matches(where: Filter, columns: Mapping[str, Any]) -> bool:
-    match where:
-        case Equals(column, value):
-            return bool(columns[column] == value)
-        case NotEquals(column, value):
-            return bool(columns[column] != value)
-        case OneOf(column, values):
-            return columns[column] in values
-        case HasAny(column, texts):
-            return not set(columns[column]).isdisjoint(texts)
-        case And(filters):
-            return all(_matches(part, columns) for part in filters)
-
-
-def _columns(row: StoredChunk) -> Mapping[str, Any]:
-    chunk = row.chunk
-    return {
-        "document_id": chunk.document_id,
-        "revision": chunk.revision,
-        "ordinal": chunk.ordinal,
-        "source": row.source,
-        "acl": row.acl,
-    }
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float:

@@ -11,12 +11,14 @@ import numpy as np
 
 from rag.analyze import analyze, terms
 from rag.config import Settings, load_settings
+from rag.filters import Filter
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
 from rag.types import (
     Chunk,
     Generate,
     GeneratedText,
+    Groups,
     Hit,
     IndexFingerprint,
     Message,
@@ -55,9 +57,15 @@ def make_hit(chunk_id: str, text: str = "Some text.", *, score: float = 1.0, sco
 
 
 def stored_documents(documents: Mapping[str, Sequence[str]], collection: str = "default") -> InMemoryStore:
-    """A store that holds the documents, a chunk for each paragraph, headed by its document's name."""
+    """A store that holds the documents."""
     store = InMemoryStore(FINGERPRINT)
     store.ensure_collection(collection, FINGERPRINT)
+    store.upsert(collection, document_rows(documents))
+    return store
+
+
+def document_rows(documents: Mapping[str, Sequence[str]]) -> list[StoredChunk]:
+    """A chunk for each paragraph, headed by its document's name."""
     rows = []
     for source, paragraphs in documents.items():
         start = 0
@@ -68,9 +76,7 @@ def stored_documents(documents: Mapping[str, Sequence[str]], collection: str = "
             row = StoredChunk(chunk, vector, analyze(text), source, source, (), {}, len(paragraphs), None, "2026-01-01")
             rows.append(row)
             start += len(text) + 2
-    if rows:
-        store.upsert(collection, rows)
-    return store
+    return rows
 
 
 class WordScorer:
@@ -171,8 +177,10 @@ def make_search(documents: Mapping[str, Sequence[str]] = DOCUMENTS, **steps: Any
     """The searching side over `documents`; `steps` stand in for single ones."""
     store = stored_documents(documents)
 
-    async def lexical_search(collection: str, query: str, top_k: int) -> SearchResult:
-        return await store.lexical_search(collection, analyze(query), top_k)
+    async def lexical_search(
+        collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await store.lexical_search(collection, analyze(query), top_k, groups=groups, where=where)
 
     search = SearchSteps(HashEmbedder().embed, store.dense_search, lexical_search, WordScorer(), terms)
     return replace(search, **steps)

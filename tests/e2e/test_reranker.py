@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rag.config import RerankerSettings, load_settings
+from rag.config import load_settings
 from rag.models import locate_model
 from rag.rerank import CrossEncoderScorer, MaxSimScorer, ScoreRequest, load_scorer
 from rag.sentences import split_sentences
+from rag.step_settings import RerankerSettings
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpus"
 QUERIES = [

@@ -176,6 +176,27 @@ def test_ingesting_again_changes_nothing_and_a_changed_file_replaces_its_chunks(
     assert document_text(str(note))
 
 
+def test_an_uploaded_document_is_cited_until_it_is_deleted(service: Service) -> None:
+    text = b"# Sundial\n\nThe sundial of the monastery was carved from slate in 1714.\n"
+    sent = httpx.post(f"{service.url}/documents", files={"file": ("sundial.md", text)}, timeout=60)
+    assert sent.status_code == 202, sent.text
+    job = service.url + sent.headers["location"]
+    (indexer,) = service.processes("ServeReplica:rag:Indexer")
+    indexer.kill()  # at whatever it is
+    wait_until(lambda: httpx.get(job, timeout=60).json()["finished_at"] is not None, 120, "the job's end")
+    assert httpx.get(job, timeout=60).json()["state"] == "done"
+    question = "When was the sundial of the monastery carved?"
+    answer = service.ask(question)
+    assert "1714" in answer["answer"]
+    (citation,) = {one["document_id"]: one for one in answer["citations"]}.values()
+    assert (citation["source"], citation["title"]) == ("upload/sundial.md", "Sundial")
+    shown = service.rag("documents", "show", citation["document_id"], "--json")
+    assert json.loads(shown.stdout)["documents"][0]["source"] == "upload/sundial.md"
+    gone = httpx.delete(f"{service.url}/documents/{citation['document_id']}", timeout=60)
+    assert gone.status_code == 204, gone.text
+    assert "sundial" not in json.dumps(service.ask(question, explain=True)["passages"])
+
+
 def test_bad_files_fail_alone_each_with_its_reason(service: Service, tmp_path: Path) -> None:
     (tmp_path / "empty.md").write_bytes(b"")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 40)
@@ -200,7 +221,13 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     other = Service(service.url, service.process, {**service.environment, "RAG_CHUNK__MAX_TOKENS": "150"})
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
-    assert "rag collections delete herons" in refused.stderr
+    assert "rag collections reindex herons" in refused.stderr
+    rebuilt = other.rag("collections", "reindex", "herons", "--json")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert (json.loads(rebuilt.stdout)["texts"], json.loads(rebuilt.stdout)["chunks"]) == ("files", 1)
+    assert "1 unchanged" in other.rag("ingest", str(note), "--collection", "herons").stdout
+    dropped = other.rag("collections", "reindex", "herons", "--drop-old", "--json")
+    assert json.loads(dropped.stdout)["dropped_versions"] == 1
     assert other.rag("collections", "delete", "herons").returncode == 0
     listed = json.loads(other.rag("collections", "list", "--json").stdout)["collections"]
     assert [one["name"] for one in listed] == ["default"]

@@ -11,12 +11,25 @@ import numpy as np
 from ray import cloudpickle, serve
 
 import tests.fakes
+import tests.filter_fake
 from deployments.app import SPARE_REQUESTS
 from deployments.ingress import Orchestrator, create_api
 from rag.analyze import analyze, terms
 from rag.config import Settings
 from rag.errors import StageError
-from rag.types import Chunk, GeneratedText, IndexFingerprint, Message, SearchResult, Span, StoredChunk, TextKind, Usage
+from rag.filters import Filter
+from rag.types import (
+    Chunk,
+    GeneratedText,
+    Groups,
+    IndexFingerprint,
+    Message,
+    SearchResult,
+    Span,
+    StoredChunk,
+    TextKind,
+    Usage,
+)
 from tests.fakes import HashEmbedder, InMemoryStore
 
 DOCUMENTS = {
@@ -25,6 +38,7 @@ DOCUMENTS = {
     "slow.md": "The slow lamp burns for eleven hours. Its fuel is whale oil.",
     "broken.md": "The broken engine was repaired in 1931. It ran again for two years.",
 }
+CLOSED = {"secret.md": "The service listens on port 9999 for the staff alone."}  # to the group staff
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "whole", "1")
 
 
@@ -45,23 +59,34 @@ class FakeRetriever:
         self._store.ensure_collection("default", FINGERPRINT)
         embedder = HashEmbedder()
         rows = []
-        for source, text in DOCUMENTS.items():
+        for source, text in {**DOCUMENTS, **CLOSED}.items():
             chunk = Chunk(f"{source}:0", source, "r1", 0, text, 0, len(text))
             vector = embedder.encode([text], "passage")[0]
-            rows.append(StoredChunk(chunk, vector, analyze(text), source, source, (), {}, 1, None, "2026-01-01"))
+            acl = ("staff",) if source in CLOSED else ()
+            metadata = {"lang": "en", "tags": [source.removesuffix(".md")]}
+            rows.append(StoredChunk(chunk, vector, analyze(text), source, source, acl, metadata, 1, None, "2026-01-01"))
         self._store.upsert("default", rows)
 
-    async def dense_search(self, collection: str, vector: np.ndarray, top_k: int) -> SearchResult:
-        return await self._store.dense_search(collection, vector, top_k)
+    async def dense_search(
+        self, collection: str, vector: np.ndarray, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await self._store.dense_search(collection, vector, top_k, groups=groups, where=where)
 
-    async def lexical_search(self, collection: str, query: str, top_k: int) -> SearchResult:
-        return await self._store.lexical_search(collection, analyze(query), top_k)
+    async def lexical_search(
+        self, collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
+    ) -> SearchResult:
+        return await self._store.lexical_search(collection, analyze(query), top_k, groups=groups, where=where)
 
     async def index_versions(self) -> dict[str, str]:
         return {"default": FINGERPRINT.index_version}
 
     async def ready(self) -> None:
         await self._store.ping()
+
+
+class FakeIndexer:
+    async def ready(self) -> None:
+        return None
 
 
 class FakeReranker:
@@ -122,14 +147,14 @@ def build_fake_app(settings: Settings) -> Any:
     """The graph of deployments.app with fakes behind the same handles."""
     import tests.serve.fake_graph as this
 
-    for module in (this, tests.fakes):
+    for module in (this, tests.fakes, tests.filter_fake):
         cloudpickle.register_pickle_by_value(module)  # workers do not have the tests on their path
 
     def stage(target: type) -> Any:
         return serve.deployment(target, ray_actor_options={"num_cpus": 0.01}, max_ongoing_requests=64)
 
     ingress = serve.deployment(
-        serve.ingress(create_api(settings.serve.max_body_bytes))(Orchestrator),
+        serve.ingress(create_api(settings.serve))(Orchestrator),
         ray_actor_options={"num_cpus": 0.01},
         max_ongoing_requests=settings.serve.max_inflight + settings.serve.max_queued + SPARE_REQUESTS,
     )
@@ -139,4 +164,5 @@ def build_fake_app(settings: Settings) -> Any:
         stage(FakeRetriever).bind(),
         stage(FakeReranker).bind(),
         stage(FakeGenerator).bind(settings.data_dir / "generator.log"),
+        stage(FakeIndexer).bind(),
     )

@@ -209,10 +209,51 @@ def test_health_readiness_and_facts(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json()["stages"] == dict.fromkeys(("embedder", "retriever", "reranker", "generator"), "ok")
+    assert ready.json()["stages"] == dict.fromkeys(("embedder", "retriever", "reranker", "generator", "indexer"), "ok")
     info = client.get("/info").json()
     assert info["limits"]["max_inflight"] == 2
     assert list(info["index_versions"]) == ["default"]
+
+
+def test_a_filter_chooses_among_the_documents(client: httpx.Client) -> None:
+    def sources(expression: str) -> set[str]:
+        body = {"query": "Which port does the service listen on?", "filter": expression}
+        return {hit["source"] for hit in client.post("/search", json=body).json()["hits"]}
+
+    assert sources('lang == "en"') == set(DOCUMENTS)
+    assert sources('tags has "limits" or source like "slow%"') == {"limits.md", "slow.md"}
+    assert sources('lang != "en"') == set()
+    assert ask(client, "Which port?", filter='tags has "limits"').json()["status"] == "abstained"
+    assert ask(client, "Which port?", filter='tags has "ports"').json()["citations"][0]["source"] == "ports.md"
+
+
+@pytest.mark.parametrize(
+    "expression", ["", 'source == "secret.md"', 'not (lang == "none")', 'lang == "en" or year > 0']
+)
+def test_a_document_of_a_group_is_not_shown_to_a_caller_without_it(client: httpx.Client, expression: str) -> None:
+    body = {"query": "Which port is for the staff alone?", "filter": expression or None}
+    found = client.post("/search", json=body).json()["hits"]
+    assert not any("secret" in hit["source"] or "9999" in hit["text"] for hit in found)
+    answered = ask(client, "Which port is for the staff alone?", filter=expression or None, explain=True)
+    assert answered.status_code == 200
+    assert "9999" not in answered.text
+
+
+@pytest.mark.parametrize("path", ["/ask", "/search"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_mistake_in_a_filter_is_a_problem_with_its_column(client: httpx.Client, path: str, stream: bool) -> None:
+    body = {"question": "Which port?", "stream": stream} if path == "/ask" else {"query": "Which port?"}
+    for expression, column, told in [
+        ("lang = 'en'", 6, "write =="),
+        ("acl has 'staff'", 1, "no field 'acl'; the names are: author, document_id, lang,"),
+        ("lang == 'en' and year == 'x'", 26, "a whole number"),
+    ]:
+        response = client.post(path, json={**body, "filter": expression})
+        assert response.status_code == 422
+        assert response.headers["content-type"] == PROBLEM
+        error = response.json()["errors"][0]
+        assert (error["field"], error["column"]) == ("filter", column)
+        assert told in error["message"]
 
 
 def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(client: httpx.Client) -> None:

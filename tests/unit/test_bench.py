@@ -17,8 +17,8 @@ from eval.bench_service import BenchError, parse_steps, run_child, with_variable
 from eval.bench_tables import format_report, format_table
 from eval.hardware import TreeMemory, describe_machine
 from eval.load import Load
-from rag.config import PromptSettings
 from rag.prompt import build_prompt
+from rag.step_settings import PromptSettings
 from rag.types import Chunk, Hit, Scores
 
 

@@ -2,16 +2,18 @@
 
 import re
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingest.assemble import assemble_markdown
 from ingest.chunk import chunk_document, embedding_text, splitter_name
 from ingest.load import HTML, MARKDOWN, PDF, TEXT
-from ingest.parse_markdown import parse_markdown
-from rag.config import ChunkSettings
+from ingest.read_markdown import read
+from rag.step_settings import ChunkSettings
 from rag.types import Chunk, Document, Page, ParsedDocument
 
 SMALL = ChunkSettings(max_tokens=16, overlap_tokens=4)
@@ -52,7 +54,7 @@ def paged(texts: list[str]) -> ParsedDocument:
 
 
 def markdown(text: str, revision: str = "r1") -> ParsedDocument:
-    return parse_markdown(text, document(revision=revision))
+    return assemble_markdown(list(read({"text": text})), document(revision=revision), text)
 
 
 def texts_of(chunks: list[Chunk]) -> list[str]:
@@ -183,6 +185,72 @@ def test_a_block_that_fits_stays_whole(block: str) -> None:
     chunks = chunk_document(markdown(text), size, count_words)
     assert len(chunks) > 1
     assert sum(text.count(block) for text in texts_of(chunks)) == 2
+
+
+sentences = st.lists(
+    st.integers(1, 40).flatmap(
+        lambda length: st.sampled_from(
+            [
+                "Word " + "more " * (length - 1) + "end.",
+                "서울은 " + "큰 " * (length - 1) + "도시이다.",
+                "End" * length + "!",
+            ]
+        )
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(paragraphs=st.lists(sentences, min_size=1, max_size=5), size=sizes, gap=st.sampled_from(["\n\n", "\n", " "]))
+@settings(deadline=None, max_examples=200)
+def test_a_sentence_that_fits_is_not_cut(paragraphs: list[list[str]], size: ChunkSettings, gap: str) -> None:
+    text = gap.join(" ".join(paragraph) for paragraph in paragraphs)
+    chunks = chunk_document(plain(text), size, count_words)
+    start = 0
+    for sentence in (sentence for paragraph in paragraphs for sentence in paragraph):
+        start = text.index(sentence, start)
+        if count_words(sentence) <= size.max_tokens and len(sentence) <= size.max_tokens * 12:
+            assert any(chunk.start_char <= start and start + len(sentence) <= chunk.end_char for chunk in chunks)
+        start += len(sentence)
+
+
+def make_table(rows: int) -> str:
+    return "| a | b |\n| - | - |\n" + "".join(f"| {row} | x |\n" for row in range(rows))
+
+
+blocks = st.one_of(
+    st.integers(0, 8).map(make_table),
+    st.integers(1, 20).map(lambda lines: "```\n" + "call(x)\n\n" * lines + "```\n"),
+    sentences.map(lambda found: " ".join(found) + "\n"),
+)
+
+
+@given(parts=st.lists(blocks, min_size=1, max_size=8), size=sizes, gap=st.sampled_from(["", "\n"]))
+@settings(deadline=None, max_examples=200)
+def test_tables_and_code_that_fit_stay_whole_with_or_without_a_blank_line_around(
+    parts: list[str], size: ChunkSettings, gap: str
+) -> None:
+    whole = [after for before, after in pairwise(["", *parts]) if not (before[:2] == after[:2] == "| ")]
+    text = gap.join(whole)
+    chunks = chunk_document(markdown(text), size, count_words)
+    start = 0
+    for part in whole:
+        start = text.index(part, start)
+        end = start + len(part.rstrip())
+        if part[:2] in ("| ", "``") and count_words(part) <= size.max_tokens:
+            assert any(chunk.start_char <= start and end <= chunk.end_char for chunk in chunks)
+        start += len(part)
+
+
+def test_code_without_fences_stays_whole_where_its_span_is_known() -> None:
+    before, code, after = "word " * 11 + "end.", "a = 1\n\nb = 2", "More words follow the code."
+    text = f"{before}\n\n{code}\n\n{after}"
+    start = text.index(code)
+    size = ChunkSettings(max_tokens=16, overlap_tokens=0)
+    marked = replace(plain(text, HTML), verbatim=((start, start + len(code) + 1),))
+    assert texts_of(chunk_document(marked, size, count_words)) == [before, f"{code}\n\n{after}"]
+    assert texts_of(chunk_document(plain(text, HTML), size, count_words))[0] == f"{before}\n\na = 1"
 
 
 def test_a_fence_that_does_not_fit_is_cut_between_its_lines() -> None:

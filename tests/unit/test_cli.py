@@ -102,10 +102,12 @@ def test_an_answer_as_json_is_the_whole_response_and_nothing_else() -> None:
 
 def test_hits_are_listed_best_first() -> None:
     with serving(search=Reply(json.dumps(FOUND).encode())) as service:
-        result = run("search", "port", "--top-k", "2", "--url", service.url)
+        result = run("search", "port", "--top-k", "2", "--filter", "year == 2024", "--url", service.url)
         as_json = run("search", "port", "--json", "--url", service.url)
     assert result.exit_code == 0
-    assert service.asked[0] == ("/search", {"query": "port", "top_k": 2, "collection": "default"})
+    body = {"query": "port", "top_k": 2, "collection": "default"}
+    assert service.asked[0] == ("/search", {**body, "filter": "year == 2024"})
+    assert service.asked[1] == ("/search", {**body, "top_k": 10, "filter": None})
     assert result.stdout.splitlines() == [
         "  1. 0.980  Ports  (ports.md)",
         "     The service listens.",
@@ -152,6 +154,7 @@ def test_an_answer_that_breaks_off_is_said_to() -> None:
         pytest.param(["ingest", "x.md", "--metadata", "year"], id="metadata_without_value"),
         pytest.param(["ingest", "x.md", "--metadata", "=2024"], id="metadata_without_name"),
         pytest.param(["serve", "--port", "http"], id="port_is_no_number"),
+        pytest.param(["collections", "reindex", "docs", "--drop-old", "--embedder", "m"], id="drop_and_build"),
         pytest.param(["--profile", "huge", "doctor"], id="unknown_profile"),
         pytest.param(["doctor", "--profile", "huge"], id="unknown_profile_behind"),
     ],
@@ -238,6 +241,10 @@ def test_a_data_directory_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAG_DATA_DIR", str(tmp_path / "file"))
     check_failure(run("serve", "--port", closed_url.rsplit(":", 1)[1]), 2, "data_dir", "set RAG_DATA_DIR")
+
+
+def test_metadata_that_its_field_cannot_hold_is_named_before_anything_is_read() -> None:
+    check_failure(run("ingest", "x.md", "--metadata", "year=last"), 2, "metadata year is 'last'", "a whole number")
 
 
 def test_a_port_out_of_range_is_named() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from rag.config import Settings, load_settings
 from rag.errors import SettingsError
+from rag.filter_language import METADATA_FIELDS
 from rag.profiles import PROFILES
 
 
@@ -297,3 +299,29 @@ def test_every_group_is_described() -> None:
     groups = [field.annotation for field in Settings.model_fields.values() if hasattr(field.annotation, "model_fields")]
     assert len(groups) > 8
     assert all(group.__doc__ for group in groups)
+
+
+@pytest.mark.parametrize("given", [{"team": "text"}, {"year": "number", "draft": "boolean"}], ids=str)
+def test_declared_metadata_fields_are_added_to_the_default_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, str]
+) -> None:
+    file = write(tmp_path / "rag.yaml", json.dumps({"store": {"metadata_fields": given}}))
+    assert load_settings(file).store.metadata_fields == {**METADATA_FIELDS, **given}
+    monkeypatch.setenv("RAG_STORE__METADATA_FIELDS", json.dumps(given))
+    assert load_settings().store.metadata_fields == {**METADATA_FIELDS, **given}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [('{"a b": "text"}', "'a b' cannot name a field"), ('{"a": "date"}', "'list'"), ('["a"]', "")]
+)
+def test_a_field_that_cannot_be_declared_is_named(monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
+    monkeypatch.setenv("RAG_STORE__METADATA_FIELDS", given)
+    with pytest.raises(SettingsError, match=r"store\.metadata_fields") as raised:
+        load_settings()
+    assert told in str(raised.value)
+
+
+def test_a_caller_without_a_key_has_no_groups_unless_the_settings_give_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().serve.anonymous_groups == ()
+    monkeypatch.setenv("RAG_SERVE__ANONYMOUS_GROUPS", '["staff"]')
+    assert load_settings().serve.anonymous_groups == ("staff",)

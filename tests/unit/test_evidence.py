@@ -2,8 +2,8 @@
 
 import pytest
 
-from rag.config import EvidenceSettings
 from rag.evidence import Verdict, judge_evidence
+from rag.step_settings import EvidenceSettings
 from rag.types import Chunk, Hit, Scores
 
 

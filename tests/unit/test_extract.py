@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rag.analyze import terms
-from rag.config import GroundingSettings
 from rag.extract import extract_answer, question_relevance
 from rag.ground import Evidence, Grounded, lexical_similarity, plain_text, split_evidence
 from rag.sentences import split_sentences
+from rag.step_settings import GroundingSettings
 from rag.types import Chunk, Hit, Passage, Scores
 
 TWO = GroundingSettings(extract_sentences=2)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag.analyze import terms
-from rag.config import GroundingSettings
 from rag.ground import (
     AnswerText,
     Evidence,
@@ -23,6 +22,7 @@ from rag.ground import (
     strip_markers,
 )
 from rag.sentences import split_sentences
+from rag.step_settings import GroundingSettings
 from rag.types import Chunk, Hit, Passage, Scores
 
 SETTINGS = GroundingSettings(min_support=0.7)

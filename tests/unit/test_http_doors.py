@@ -10,27 +10,30 @@ from fastapi import FastAPI, Request
 from starlette.types import Message as AsgiMessage
 
 from deployments.errors import problem, problem_response
-from deployments.http import RequestGate
+from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.ingress import create_api
 from deployments.schemas import AskRequest
 from rag.errors import (
+    FilterError,
     ModelError,
     OverloadedError,
     RagError,
     StageError,
     StoreUnavailableError,
 )
+from rag.step_settings import ServeSettings
 from tests.error_table import ERRORS
 
 PROBLEM = "application/problem+json"
 MAX_BODY = 2000
+LIMITS = [BodyLimit(JSON, MAX_BODY, "serve.max_body_bytes")]
 
 RETRYABLE = (StoreUnavailableError, ModelError, StageError, OverloadedError)
 
 
 def make_api(error: Exception | None = None) -> FastAPI:
     """The service's application, with routes that need no graph."""
-    api = create_api(MAX_BODY)
+    api = create_api(ServeSettings(max_body_bytes=MAX_BODY))
 
     @api.post("/read")
     async def read(body: AskRequest, request: Request) -> dict[str, Any]:
@@ -140,7 +143,7 @@ async def test_a_length_that_is_no_number_is_malformed(length: str) -> None:
     async def app(*_: object) -> None:
         raise AssertionError("the request passed")
 
-    await RequestGate(app, MAX_BODY)(scope, receive, keep)
+    await RequestGate(app, LIMITS, {})(scope, receive, keep)
     assert sent[0]["status"] == 400
 
 
@@ -177,7 +180,7 @@ async def test_a_client_that_leaves_before_its_body_is_whole_reaches_no_route() 
         raise AssertionError("nobody is there")
 
     scope = {"type": "http", "method": "POST", "path": "/ask", "headers": [(b"content-type", b"application/json")]}
-    await RequestGate(app, MAX_BODY)(scope, receive, keep)
+    await RequestGate(app, LIMITS, {})(scope, receive, keep)
     assert not reached
 
 
@@ -195,7 +198,7 @@ async def test_a_route_hears_of_the_disconnect_after_the_body() -> None:
         raise AssertionError("nothing was to be sent")
 
     scope = {"type": "http", "method": "POST", "path": "/ask", "headers": [(b"content-type", b"application/json")]}
-    await RequestGate(app, MAX_BODY)(scope, receive, keep)
+    await RequestGate(app, LIMITS, {})(scope, receive, keep)
     assert heard == [{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}]
 
 
@@ -208,7 +211,7 @@ async def test_what_is_no_http_request_passes_untouched() -> None:
     async def nothing(*_: object) -> Any:
         raise AssertionError("not to be called")
 
-    await RequestGate(app, MAX_BODY)({"type": "lifespan"}, nothing, nothing)
+    await RequestGate(app, LIMITS, {})({"type": "lifespan"}, nothing, nothing)
     assert seen == [{"type": "lifespan"}]
 
 
@@ -259,6 +262,12 @@ async def test_every_error_has_its_status(error: RagError, status: int) -> None:
     assert body["retryable"] is isinstance(error, RETRYABLE)
     assert ("retry-after" in response.headers) is isinstance(error, RETRYABLE)
     assert body.get("stage") == getattr(error, "stage", None)
+
+
+async def test_a_mistake_in_a_filter_is_told_with_its_column() -> None:
+    body = check_problem(await send(make_api(FilterError(6, "write ==")), "GET", "/fail"), 422)
+    assert body["detail"] == "the filter, at column 6: write =="
+    assert body["errors"] == [{"field": "filter", "message": "write ==", "column": 6}]
 
 
 async def test_retry_after_is_the_error_s_own_where_it_says_one() -> None:

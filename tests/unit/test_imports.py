@@ -22,6 +22,7 @@ PACKAGES = {
 # The commands' bodies, which may import every package, but only when they run.
 COMMANDS = {
     "rag.cli": {"ingest", "deployments", "eval"},
+    "rag.cli_documents": {"ingest"},
     "rag.doctor": {"ingest"},
 }
 
@@ -31,15 +32,19 @@ STEPS = {"embed", "store", "fuse", "rerank", "evidence", "prompt", "ground", "an
 OWNERS = {"embed", "store", "rerank", "models"}
 
 # rag module -> the rag modules that it may import. A new module has to be put in here.
-EVERY_STEP = {"types", "errors", "config"}
+EVERY_STEP = {"types", "errors", "config", "step_settings"}
 RAG = {
     # values
-    "types": set[str](),
+    "types": {"filters"},
     "errors": set[str](),
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "language", "profiles"},
-    "filters": set[str](),
+    "config": {"errors", "profiles", "step_settings"},
+    "step_settings": {"language", "filters", "filter_language"},
+    "columns": set[str](),
+    "filters": {"columns"},
+    "filter_language": {"columns", "errors", "filters"},
+    "metadata": {"errors", "filters"},
     "clock": {"types", "errors"},
     "batching": set[str](),
     "cpu": set[str](),
@@ -47,8 +52,10 @@ RAG = {
     "embed": EVERY_STEP | {"batching"},
     "rerank": EVERY_STEP | {"batching", "cpu"},
     "analyze": set[str](),
-    "store": EVERY_STEP | {"filters", "store_rows"},
-    "store_rows": EVERY_STEP | {"filters"},
+    "store": EVERY_STEP | {"filters", "store_rows", "milvus", "index_versions"},
+    "milvus": {"errors", "store_rows"},
+    "index_versions": {"errors", "milvus", "store_rows"},
+    "store_rows": EVERY_STEP | {"columns"},
     "embedded_store": {"errors"},
     "models": EVERY_STEP | {"cpu"},
     "fuse": EVERY_STEP,
@@ -62,14 +69,16 @@ RAG = {
     "extract": EVERY_STEP | {"language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
-    "retrieve": EVERY_STEP | {"clock", "language", "fuse"},
+    "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "pipeline": EVERY_STEP
     | {"clock", "language", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     # the command
     "client": {"errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
-    "cli": {"config", "errors", "profiles", "client", "connect", "doctor", "models"},
+    "cli_edge": {"config", "errors", "profiles"},
+    "cli_documents": {"cli_edge", "connect", "store", "types"},
+    "cli": {"cli_edge", "cli_documents", "client", "connect", "doctor", "metadata", "models"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
@@ -88,23 +97,33 @@ LIBRARIES = {
     "safetensors": {"rag.models"},
     "tokenizers": {"rag.models"},
     "huggingface_hub": {"rag.models"},
-    "pymilvus": {"rag.store", "rag.store_rows"},
-    "grpc": {"rag.store"},
+    "pymilvus": {"rag.store", "rag.store_rows", "rag.milvus", "rag.index_versions"},
+    "grpc": {"rag.milvus"},
     "milvus_lite": {"rag.embedded_store"},
     "kiwipiepy": {"rag.analyze"},
     "Stemmer": {"rag.analyze"},
     "sentencex": {"rag.sentences"},
-    "pydantic": {"rag.config", "deployments.schemas"},
+    "pydantic": {
+        "rag.config",
+        "rag.step_settings",
+        "deployments.schemas",
+        "deployments.document_schemas",
+        "deployments.intake",
+    },
+    "python_multipart": {"deployments.multipart"},
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
-    "click": {"rag.cli"},
+    "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents"},
     "httpx": {"rag.client"},
     "tqdm": {"ingest.run"},
-    "pypdf": {"ingest.pdf_child"},
-    "lxml": {"ingest.parse_html"},
-    "trafilatura": {"ingest.parse_html"},
-    "markdown_it": {"ingest.parse_markdown"},
+    "pypdf": {"ingest.read_pdf"},
+    "pypdfium2": {"ingest.read_image"},
+    "pytesseract": {"ingest.read_image"},
+    "docx": {"ingest.read_docx"},
+    "lxml": {"ingest.read_html", "ingest.read_docx"},
+    "trafilatura": {"ingest.read_html"},
+    "markdown_it": {"ingest.read_markdown"},
     "charset_normalizer": {"ingest.parse"},
     "langchain_text_splitters": {"ingest.blocks"},
 }
@@ -185,7 +204,7 @@ def test_no_step_may_import_another(step: str) -> None:
 
 @pytest.mark.parametrize("module", ["pipeline", "retrieve"])
 def test_the_flow_reaches_no_step_that_owns_a_model_or_a_connection(module: str) -> None:
-    assert not reach(module) & (OWNERS | {"store_rows", "embedded_store", "connect"})
+    assert not reach(module) & (OWNERS | {"store_rows", "milvus", "index_versions", "embedded_store", "connect"})
 
 
 def reach(module: str) -> set[str]:
@@ -271,6 +290,24 @@ def test_commands_start_without_the_heavy_libraries(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_runs_in_the_reading_child_imports_no_other_module_of_ours() -> None:
+    child_side = [path for path in FILES if module_of(path) == "ingest.child" or path.name.startswith("read_")]
+    assert len(child_side) >= 5
+    for path in child_side:
+        ours = {name for name, _ in imports_of(path) if name.split(".")[0] in PACKAGES} - {"ingest"}
+        assert all(name.startswith(("ingest.lines", "ingest.read_image")) for name in ours)
+
+
+def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
+    """It forks, and a thread pool would count against each file's memory."""
+    code = (
+        "import ingest.child, ingest.read_pdf, ingest.read_html, ingest.read_docx, ingest.read_markdown, sys, os\n"
+        "print(len(os.listdir('/proc/self/task')), sorted({'numpy', 'pydantic', 'rag'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "[]"]
 
 
 def test_test_files_have_names_of_their_own_and_no_packages() -> None:

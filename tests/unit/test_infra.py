@@ -18,8 +18,9 @@ from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import launch
-from rag.config import Settings, StageServing, load_settings
+from rag.config import Settings, load_settings
 from rag.profiles import PROFILES
+from rag.step_settings import StageServing
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -117,7 +118,7 @@ class TestServeFile:
 def test_the_gpu_profile_fits_one_gpu() -> None:
     serving = load_settings(profile="gpu").serve
     stages = [stage for _, stage in serving if isinstance(stage, StageServing)]
-    assert len(stages) == 5
+    assert len(stages) == 6
     assert 0 < sum(stage.replicas * stage.num_gpus for stage in stages) <= 1 + 1e-9
 
 

@@ -1,59 +1,20 @@
 """Files -> collection over the in-memory store: what a run adds, replaces, skips, removes, and survives."""
 
-import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ingest.pipeline import IngestReport, ingest_documents
-from rag.config import Settings, load_settings
+from ingest.pipeline import Progress
 from rag.errors import IndexMismatchError, StoreUnavailableError
 from rag.filters import Filter
 from rag.types import IndexFingerprint, StoredChunk
 from tests.fakes import HashEmbedder, InMemoryStore
-
-FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "splitter", "analyzer")
-COLLECTION = "docs"
-
-
-def count_words(text: str) -> int:
-    return len(re.findall(r"\w+|[^\w\s]", text))
-
-
-def small_settings(**ingest: Any) -> Settings:
-    """Chunks of 20 tokens and batches of 4, so that a few paragraphs make several of both."""
-    return load_settings(
-        profile="embedded",
-        chunk={"max_tokens": 20, "overlap_tokens": 0},
-        ingest={"embed_batch": 4, **ingest},
-    )
-
-
-def ingest(store: Any, *paths: Path | str, settings: Settings | None = None, **options: Any) -> IngestReport:
-    return ingest_documents(
-        [str(path) for path in paths],
-        store=store,
-        embed=options.pop("embed", lambda texts: HashEmbedder().encode(texts, "passage")),
-        analyze=options.pop("analyze", str.lower),
-        count_tokens=count_words,
-        fingerprint=options.pop("fingerprint", FINGERPRINT),
-        settings=settings or small_settings(),
-        collection=COLLECTION,
-        **options,
-    )
-
-
-def counts(report: IngestReport) -> tuple[int, int, int, int, int]:
-    return report.added, report.replaced, report.unchanged, report.removed, report.failed
-
-
-def paragraphs(word: str, count: int = 6) -> str:
-    return "".join(f"Paragraph {number} about {word} has some ten words in it.\n\n" for number in range(count))
+from tests.ingest_fakes import COLLECTION, Countdown, DyingStore, Store, counts, ingest, paragraphs, small_settings
 
 
 def contents(store: InMemoryStore) -> dict[str, list[tuple[Any, ...]]]:
@@ -81,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return docs
 
 
-class SpyStore(InMemoryStore):
+class SpyStore(Store):
     """Remembers the calls that write."""
 
     def __init__(self) -> None:
@@ -97,36 +58,8 @@ class SpyStore(InMemoryStore):
         super().delete(collection, where)
 
 
-class Killed(BaseException):
-    """The process is gone: nothing catches this."""
-
-
-class DyingStore(InMemoryStore):
-    """Shares another store's rows; ends the run at its n-th write."""
-
-    def __init__(self, store: InMemoryStore, writes: int, error: type[BaseException] = Killed) -> None:
-        super().__init__()
-        self._built, self._rows = store._built, store._rows
-        self._left = writes
-        self._error = error
-
-    def _write(self) -> None:
-        if self._left == 0:
-            raise self._error("now")
-        self._left -= 1
-
-    def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
-        for row in rows:  # a call may have got half of its rows in
-            self._write()
-            super().upsert(collection, [row])
-
-    def delete(self, collection: str, where: Filter) -> None:
-        self._write()
-        super().delete(collection, where)
-
-
 def test_a_folder_is_added_once(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     first = ingest(store, folder)
     assert counts(first) == (3, 0, 0, 0, 0)
     stored = {document.source: document for document in store.stored_documents(COLLECTION)}
@@ -155,11 +88,11 @@ def test_an_unchanged_file_is_neither_parsed_nor_embedded(folder: Path) -> None:
 
 
 def test_a_changed_file_replaces_all_of_its_chunks(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder)
     (folder / "a.md").write_text("# Cherries\n\n" + paragraphs("cherries", 2))
     assert counts(ingest(store, folder)) == (0, 1, 2, 0, 0)
-    fresh = InMemoryStore()
+    fresh = Store()
     ingest(fresh, folder)
     assert contents(store) == contents(fresh)
     assert "apples" not in str(contents(store))
@@ -171,6 +104,8 @@ def test_the_first_chunk_is_written_last_and_alone(folder: Path) -> None:
     upserts = [rows for kind, rows in store.writes if kind == "upsert"]
     assert [ordinal for _, ordinal in upserts[-1]] == [0]
     assert all(ordinal > 0 for rows in upserts[:-1] for _, ordinal in rows)
+    (folder / "a.md").write_text("# Cherries\n\n" + paragraphs("cherries", 2))
+    ingest(store, folder / "a.md")
     assert store.writes[-1][0] == "delete"
 
 
@@ -183,7 +118,7 @@ def test_batches_are_full_across_documents(tmp_path: Path) -> None:
         sizes.append(len(texts))
         return HashEmbedder().encode(texts, "passage")
 
-    assert counts(ingest(InMemoryStore(), tmp_path, embed=embed)) == (5, 0, 0, 0, 0)
+    assert counts(ingest(Store(), tmp_path, embed=embed)) == (5, 0, 0, 0, 0)
     assert sizes == [4, 1]
 
 
@@ -200,13 +135,13 @@ def test_what_is_embedded_and_what_is_analysed(tmp_path: Path) -> None:
         analyzed.append(text)
         return text
 
-    ingest(InMemoryStore(), tmp_path, embed=embed, analyze=analyze)
+    ingest(Store(), tmp_path, embed=embed, analyze=analyze)
     assert embedded[-1] == "Guide > Install\nRun it."
     assert analyzed[-1] == "Handbook\nGuide > Install\nRun it."
 
 
 async def test_a_document_is_found_after_the_run(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder)
     vector = HashEmbedder().encode(["Paragraph 3 about plums has some ten words in it."], "query")[0]
     dense = await store.dense_search(COLLECTION, vector, 1)
@@ -217,7 +152,7 @@ async def test_a_document_is_found_after_the_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("given", [{"acl": ["staff"]}, {"metadata": {"lang": "en"}}], ids=["acl", "metadata"])
 def test_another_access_list_or_metadata_is_published(folder: Path, given: dict[str, Any]) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder)
     assert counts(ingest(store, folder, **given)) == (0, 3, 0, 0, 0)
     for document in store.stored_documents(COLLECTION):
@@ -227,7 +162,7 @@ def test_another_access_list_or_metadata_is_published(folder: Path, given: dict[
 
 
 def test_a_run_that_names_no_groups_keeps_those_stored(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder, acl=["staff"], metadata={"lang": "en"})
     (folder / "b.txt").write_text(paragraphs("figs", 2))
     assert counts(ingest(store, folder)) == (0, 1, 2, 0, 0)
@@ -236,7 +171,7 @@ def test_a_run_that_names_no_groups_keeps_those_stored(folder: Path) -> None:
 
 
 def test_prune_removes_what_is_gone_from_the_folders_given_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     other = tmp_path / "docs-old"  # its name begins like the folder's
     shutil.copytree(folder, other)
     ingest(store, folder, other)
@@ -252,7 +187,7 @@ def test_prune_removes_what_is_gone_from_the_folders_given_and_nothing_else(fold
 
 
 def test_prune_keeps_a_file_that_is_there_but_cannot_be_used(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder)
     (folder / "a.md").write_text("")
     report = ingest(store, folder, prune=True)
@@ -267,7 +202,7 @@ def test_bad_input_is_named_and_the_rest_goes_on(folder: Path) -> None:
     (folder / "large.txt").write_text("word " * 10_000)
     (folder / "damaged.pdf").write_bytes(b"%PDF-1.7\nnothing more")
     missing = folder / "missing.md"
-    report = ingest(InMemoryStore(), folder, missing, settings=small_settings(max_file_bytes=20_000))
+    report = ingest(Store(), folder, missing, settings=small_settings(max_file_bytes=20_000))
     assert counts(report) == (3, 0, 0, 0, 6)
     reasons = {Path(failure.source).name: failure.reason for failure in report.failures}
     assert set(reasons) == {"empty.md", "headings only.md", "binary.txt", "large.txt", "damaged.pdf", "missing.md"}
@@ -280,7 +215,7 @@ def test_bad_input_is_named_and_the_rest_goes_on(folder: Path) -> None:
 
 
 def test_a_file_that_became_bad_keeps_what_is_stored(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     ingest(store, folder)
     before = contents(store)
     (folder / "a.md").write_bytes(b"\0\1\2")
@@ -291,46 +226,16 @@ def test_a_file_that_became_bad_keeps_what_is_stored(folder: Path) -> None:
 def test_an_odd_name_is_stored_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / 'it\'s a "guide" 설치 안내 (1).md'
     path.write_text("Some text.")
-    store = InMemoryStore()
+    store = Store()
     assert counts(ingest(store, path)) == (1, 0, 0, 0, 0)
     assert counts(ingest(store, tmp_path)) == (0, 0, 1, 0, 0)
     assert [document.source for document in store.stored_documents(COLLECTION)] == [path.as_posix()]
 
 
-@pytest.mark.parametrize("replacing", [False, True], ids=["first_time", "replacing"])
-def test_a_run_killed_at_any_write_is_made_good_by_the_next(folder: Path, tmp_path: Path, replacing: bool) -> None:
-    old = shutil.copytree(folder, tmp_path / "old")
-    new = shutil.copytree(folder, tmp_path / "new")
-    for name in ("a.md", "b.txt", "deep/c.html"):
-        (new / name).write_text((old / name).read_text().replace("has some", "now has") + paragraphs("more", 3))
-
-    def state_after(writes: int | None) -> dict[str, Any] | None:
-        """What is stored after a run over the new files that dies at a write, and another; None if it did not."""
-        store = InMemoryStore()
-        if replacing:
-            shutil.copytree(old, folder, dirs_exist_ok=True)
-            ingest(store, folder)
-        shutil.copytree(new, folder, dirs_exist_ok=True)
-        if writes is not None:
-            with suppress(Killed):
-                ingest(DyingStore(store, writes), folder)
-                return None
-        ingest(store, folder)
-        return contents(store)
-
-    wanted = state_after(None)
-    for writes in range(200):
-        state = state_after(writes)
-        if state is None:
-            break
-        assert state == wanted, writes
-    assert 20 < writes < 199
-
-
 def test_a_store_that_goes_away_stops_the_run_and_keeps_what_is_written(folder: Path) -> None:
-    store = InMemoryStore()
+    store = Store()
     with pytest.raises(StoreUnavailableError):
-        ingest(DyingStore(store, 10, StoreUnavailableError), folder)
+        ingest(DyingStore(store, Countdown(10, StoreUnavailableError)), folder)
     done = len(store.stored_documents(COLLECTION))
     assert 0 < done < 3
     assert counts(ingest(store, folder)) == (3 - done, 0, done, 0, 0)
@@ -347,15 +252,29 @@ def test_a_collection_built_otherwise_is_refused_before_anything_is_written(fold
 
 def test_progress_counts_up_to_the_whole(folder: Path) -> None:
     (folder / "empty.md").write_text("")
-    seen: list[tuple[int, int, int, int]] = []
-    report = ingest(InMemoryStore(), folder, progress=lambda *totals: seen.append(totals))
-    assert seen == sorted(seen)
-    assert seen[-1] == (4, 4, report.chunks, 3)
+    seen: list[Progress] = []
+    report = ingest(Store(), folder, progress=seen.append)
+    stages = [(one.files, one.documents, one.pages, one.chunks, one.seconds) for one in seen]
+    assert all(before <= after for pair in pairwise(stages) for before, after in zip(*pair, strict=True))
+    assert stages[-1][:-1] == (4, 4, 3, report.chunks)
+    assert {one.files_total for one in seen} == {4}
+    assert seen[-1].seconds_left == pytest.approx(0, abs=1e-6)
+
+
+def test_progress_counts_a_document_when_it_is_in_the_store_and_not_before(folder: Path) -> None:
+    store = Store()
+    ahead: list[int] = []
+
+    def compare(progress: Progress) -> None:
+        ahead.append(progress.documents - len(store.stored_documents(COLLECTION)))
+
+    ingest(store, folder, progress=compare)
+    assert max(ahead) == 0
 
 
 def test_the_report_as_it_is_printed(folder: Path) -> None:
     (folder / "empty.md").write_text("")
-    report = ingest(InMemoryStore(), folder).as_dict()
+    report = ingest(Store(), folder).as_dict()
     assert report["documents"] == {"added": 3, "replaced": 0, "unchanged": 0, "removed": 0, "failed": 1}
     assert report["chunks"] > 3
     assert report["seconds"] > 0

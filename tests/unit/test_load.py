@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from ingest.load import HTML, MARKDOWN, PDF, TEXT, find_files, load_document, revision_of, tell_media_type, unreadable
+from ingest.load import (
+    HTML,
+    MARKDOWN,
+    PDF,
+    TEXT,
+    Failure,
+    find_files,
+    load_document,
+    load_documents,
+    revision_of,
+    tell_media_type,
+    unreadable,
+)
 from rag.errors import DocumentError
 
 LIMIT = 1000
@@ -159,3 +171,14 @@ def test_type_is_told_by_content_then_name(head: bytes, name: str, media_type: s
 def test_binary_is_refused_whatever_its_name(head: bytes, name: str) -> None:
     with pytest.raises(DocumentError, match="it is binary"):
         tell_media_type(head, name)
+
+
+def test_a_source_that_is_given_names_the_document_in_place_of_its_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.md")
+    document = load_document(path, max_file_bytes=LIMIT, source="upload/메모.md")
+    assert document.source == "upload/메모.md"
+    assert document.document_id != load_document(path, max_file_bytes=LIMIT).document_id
+    assert document.media_type == MARKDOWN
+    (failure,) = load_documents(path, max_file_bytes=1, source="upload/메모.md")
+    assert isinstance(failure, Failure)
+    assert failure.source == "upload/메모.md"

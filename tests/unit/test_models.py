@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rag.config import EmbedderSettings, load_settings
+from rag.config import load_settings
 from rag.errors import ModelError
 from rag.models import (
     MARKER,
@@ -21,6 +21,7 @@ from rag.models import (
     read_format_checks,
 )
 from rag.profiles import MINILM
+from rag.step_settings import EmbedderSettings
 
 ROOT = Path(__file__).parents[2]
 

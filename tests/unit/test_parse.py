@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.assemble import assemble_markdown
 from ingest.load import load_document
 from ingest.parse import decode_text, parse_document
-from rag.config import IngestSettings
+from ingest.read_markdown import read
 from rag.errors import DocumentError
-from rag.types import ParsedDocument
+from rag.step_settings import IngestSettings
+from rag.types import Document, ParsedDocument
 
 LIMITS = IngestSettings()
 
@@ -100,6 +102,13 @@ class TestMarkdown:
         assert lines[1] == "Setext\r\nheading\r\n---\r\n"
         assert lines[3] == "## 설치 {: .c }\n"
 
+    def test_code_blocks_are_marked_as_whole_lines(self, tmp_path: Path) -> None:
+        parsed = parse(tmp_path, "a.md", self.TEXT)
+        assert [parsed.text[start:end] for start, end in parsed.verbatim] == [
+            "```sh\n# a comment, not a heading\n```\n",
+            "    # code\n",
+        ]
+
     @pytest.mark.parametrize(
         ("text", "title"),
         [
@@ -123,10 +132,7 @@ class TestMarkdown:
 
     @given(text=st.text(alphabet="# \r\n-=`>*ab\u2028\x0b", max_size=80))
     def test_heading_spans_are_whole_lines_in_order(self, text: str) -> None:
-        from ingest.parse_markdown import parse_markdown
-        from rag.types import Document
-
-        parsed = parse_markdown(text, Document("id", "/x.md", "r", "text/markdown"))
+        parsed = assemble_markdown(list(read({"text": text})), Document("id", "/x.md", "r", "text/markdown"), text)
         assert parsed.text == text
         end = 0
         for heading in parsed.headings:
@@ -168,6 +174,10 @@ class TestHtml:
         assert headings_of(parsed) == [(1, "Running it"), (2, "Ports & hosts")]
         for heading in parsed.headings:
             assert parsed.text[heading.start_char : heading.end_char] == heading.text
+
+    def test_code_is_marked_as_it_stands(self, tmp_path: Path) -> None:
+        parsed = parse(tmp_path, "a.html", self.PAGE)
+        assert [parsed.text[start:end] for start, end in parsed.verbatim] == [self.BLOCKS[5] + "\n"]
 
     @pytest.mark.parametrize("header", ["<h1>Plums</h1>", "<header><h1>Plums<br></h1></header>"])
     def test_headline_outside_of_the_main_content_is_kept(self, tmp_path: Path, header: str) -> None:

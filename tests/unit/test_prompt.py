@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.config import PromptSettings
 from rag.prompt import ENGLISH, KOREAN, SYSTEM, Prompt, build_prompt
+from rag.step_settings import PromptSettings
 from rag.types import Chunk, Hit, Message, Scores
 
 ROOMY = PromptSettings(passage_tokens=1000, history_tokens=1000)

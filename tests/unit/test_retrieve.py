@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rag.clock import RequestClock
-from rag.config import CalibrationSettings, Settings
+from rag.config import Settings
 from rag.errors import (
     DeadlineError,
     IndexMismatchError,
@@ -21,7 +21,9 @@ from rag.errors import (
     StoreUnavailableError,
     UnknownCollectionError,
 )
+from rag.filters import Equals, Like
 from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words, understands
+from rag.step_settings import CalibrationSettings
 from rag.types import Scores, SearchResult, Span
 from tests.pipeline_fakes import (
     DOCUMENTS,
@@ -56,7 +58,7 @@ def ids(found: SearchResult) -> list[str]:
 def finds(*chunk_ids: str) -> Any:
     """A search that finds these, best first."""
 
-    async def step(_collection: str, _query: object, top_k: int) -> SearchResult:
+    async def step(_collection: str, _query: object, top_k: int, **_: object) -> SearchResult:
         hits = tuple(make_hit(name, f"Text {name}.", score=1 / rank) for rank, name in enumerate(chunk_ids, start=1))
         return SearchResult(hits[:top_k], "version")
 
@@ -99,7 +101,7 @@ async def test_both_branches_are_found_and_fused() -> None:
 async def test_the_two_branches_run_beside_each_other() -> None:
     gate = asyncio.Barrier(2)
 
-    async def meets(_collection: str, _query: object, _top_k: int) -> SearchResult:
+    async def meets(*_: object, **__: object) -> SearchResult:
         async with asyncio.timeout(5):
             await gate.wait()
         return SearchResult((make_hit("a"),), "version")
@@ -115,6 +117,32 @@ async def test_top_k_is_the_depth_of_each_search() -> None:
     assert sorted(ids(found)) == ["a", "b", "c", "h", "i", "j"]
     found, _ = await search(steps, make_settings(retrieval={"top_k": 2}), rerank=False)
     assert sorted(ids(found)) == ["a", "b", "i", "j"]
+
+
+async def test_groups_and_filter_reach_both_searches_as_they_are() -> None:
+    asked: list[dict[str, object]] = []
+
+    async def keeps(*_: object, **given: object) -> SearchResult:
+        asked.append(given)
+        return SearchResult((), "version")
+
+    steps = make_search(dense_search=keeps, lexical_search=keeps)
+    where = Equals("source", "a.md")
+    await search(steps, groups=frozenset({"hr"}), where=where)
+    await search(steps, groups=None)
+    await search(steps)
+    assert asked == [
+        *[{"groups": frozenset({"hr"}), "where": where}] * 2,
+        *[{"groups": None, "where": None}] * 2,
+        *[{"groups": frozenset(), "where": None}] * 2,
+    ]
+
+
+async def test_what_a_filter_does_not_mean_is_not_found() -> None:
+    found, _ = await search(make_search(), where=Like("source", "end", "s.md"))
+    assert {hit.source for hit in found.hits} == {"ports.md", "limits.md"}
+    found, _ = await search(make_search(), where=Equals("source", "none"))
+    assert found.hits == ()
 
 
 async def test_only_the_first_candidates_are_reranked_and_the_rest_stays_behind() -> None:
@@ -229,7 +257,7 @@ async def test_cancelling_reaches_both_branches() -> None:
     both = asyncio.Event()
 
     def hangs(name: str) -> Any:
-        async def step(*_: object) -> SearchResult:
+        async def step(*_: object, **__: object) -> SearchResult:
             running.add(name)
             if len(running) == 2:
                 both.set()

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
+from rag.filters import Equals
 from rag.pipeline import answer
 from rag.types import Answer, Message, Question, SearchResult
 from tests.pipeline_fakes import make_hit, make_settings, make_steps, says
 
 
 def test_a_request_with_a_question_alone_leaves_the_rest_to_the_settings() -> None:
-    assert AskRequest.model_validate({"question": "Why?"}).to_question() == Question("Why?")
+    assert AskRequest.model_validate({"question": "Why?"}).to_question(frozenset(), None) == Question("Why?")
 
 
 def test_every_choice_of_a_request_reaches_the_question() -> None:
@@ -28,9 +29,10 @@ def test_every_choice_of_a_request_reaches_the_question() -> None:
         "temperature": 1,
         "deadline_s": 12,
     }
-    question = AskRequest.model_validate(given).to_question()
+    where, groups = Equals("source", "a.md"), frozenset({"hr"})
+    question = AskRequest.model_validate(given).to_question(groups, where)
     turns = (Message("user", "Hello"), Message("assistant", "Hi"))
-    assert question == Question("Why?", "docs", turns, "smollm2", 40, 7, 99, 1.0, 12.0)
+    assert question == Question("Why?", "docs", turns, "smollm2", 40, 7, 99, 1.0, 12.0, where, groups)
     assert all(getattr(question, field.name) != field.default for field in fields(Question))
 
 
@@ -45,7 +47,9 @@ def test_every_choice_of_a_request_reaches_the_question() -> None:
         {"conversation": [{"role": "system", "content": "Obey"}]},
         {"conversation": [{"role": "user", "content": "x", "name": "y"}]},
         {"conversation": "Hello"},
-        {"filter": "year > 2020"},
+        {"filter": {"year": 2020}},
+        {"filter": 2020},
+        {"groups": ["hr"]},
         {"top_k": 0},
         {"top_k": 201},
         {"top_k": "5"},
@@ -75,7 +79,7 @@ def test_a_question_is_measured_in_characters() -> None:
 def test_a_search_has_the_contract_s_defaults_and_bounds() -> None:
     request = SearchRequest.model_validate({"query": "ports"})
     assert (request.collection, request.top_k, request.rerank) == ("default", 10, True)
-    for wrong in ({"top_k": 0}, {"query": ""}, {"rerank": None}, {"filter": "x"}, {"k": 3}):
+    for wrong in ({"top_k": 0}, {"query": ""}, {"rerank": None}, {"filter": 1}, {"groups": []}, {"k": 3}):
         with pytest.raises(ValueError, match="validation error"):
             SearchRequest.model_validate({"query": "ports", **wrong})
 

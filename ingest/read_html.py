@@ -1,7 +1,7 @@
 """HTML -> its main text: blocks with a blank line between, list entries and table rows on lines of their own.
 
 Trafilatura finds the main content; where it finds none, the whole body is taken, less scripts, styles and navigation.
-Both trees are written out by the same walk, which notes where each heading lands.
+Both trees are written out by the same walk. Runs in the child.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import lxml.etree
 import lxml.html
 import trafilatura
 
-from rag.errors import DocumentError
-from rag.types import Document, Heading, Page, ParsedDocument
+from ingest import lines
+from ingest.lines import Line, Request, storable
 
 _XML_DECLARATION = re.compile(r"\s*<\?xml[^>]*\?>")  # lxml refuses text that declares an encoding
 _SPACES = re.compile(r"[ \t\r\n\f\v]+")
@@ -47,29 +46,26 @@ _CONTAINERS = {
 _BLOCKS = _HEADINGS | _LISTS | _ENTRIES | _VERBATIM | _CONTAINERS | _ROWS | _CELLS
 
 
+DAMAGE: tuple[type[Exception], ...] = (*lines.DAMAGE, lxml.etree.LxmlError)
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     text: str
     level: int = 0  # of a heading; 0: no heading
+    verbatim: bool = False
 
 
-def parse_html(text: str, document: Document) -> ParsedDocument:
-    """One page holding the main text. The title is the first heading of level 1, else `<title>`, else the file's name.
+def read(request: Request) -> Iterator[Line]:
+    """{"title": str | null}, that of `<title>`, then for each block of the main text {"text", "level", "verbatim"}.
 
-    Raises DocumentError where no text is left.
+    `level` is a heading's, else 0; `verbatim`: it is code, which may hold blank lines.
     """
-    source = _XML_DECLARATION.sub("", text, count=1)
-    try:
-        tree = lxml.html.document_fromstring(source)
-    except (lxml.etree.LxmlError, ValueError) as error:
-        raise DocumentError(f"its HTML cannot be read ({error}); save the page again, or as plain text") from error
-    blocks = _with_headline(_main_blocks(source), tree) or _body_blocks(tree)
-    if not blocks:
-        raise DocumentError("it holds no text, only markup; save a page that scripts fill in as the browser shows it")
-    body, headings = _join(blocks)
-    titles = (heading.text for heading in headings if heading.level == 1)
-    title = next(titles, None) or _inline(tree.findtext(".//title") or "") or Path(document.source).stem
-    return ParsedDocument(document, title, pages=(Page(1, body, 0),), headings=headings)
+    source = _XML_DECLARATION.sub("", request["text"], count=1)
+    tree = lxml.html.document_fromstring(source)
+    yield {"title": _inline(tree.findtext(".//title") or "") or None}
+    for block in _with_headline(_main_blocks(source), tree) or _body_blocks(tree):
+        yield {"text": storable(block.text), "level": block.level, "verbatim": block.verbatim}
 
 
 def _main_blocks(source: str) -> list[_Block]:
@@ -91,18 +87,6 @@ def _body_blocks(tree: lxml.html.HtmlElement) -> list[_Block]:
     lxml.etree.strip_elements(tree, lxml.etree.Comment, lxml.etree.ProcessingInstruction, *_SILENT, with_tail=False)
     body = tree.find("body")
     return list(_blocks(body)) if body is not None else []
-
-
-def _join(blocks: list[_Block]) -> tuple[str, tuple[Heading, ...]]:
-    pieces: list[str] = []
-    headings: list[Heading] = []
-    length = 0
-    for block in blocks:
-        if block.level:
-            headings.append(Heading(block.level, block.text.replace("\n", " "), length, length + len(block.text)))
-        pieces.append(block.text + "\n\n")
-        length += len(pieces[-1])
-    return "".join(pieces), tuple(headings)
 
 
 def _blocks(element: lxml.etree._Element) -> Iterator[_Block]:
@@ -127,7 +111,9 @@ def _child_blocks(child: lxml.etree._Element) -> Iterator[_Block]:
     elif child.tag == "table" and child.find(".//table") is None:  # one that holds tables is there for the layout
         yield from _lines_block(_table_lines(child))
     elif child.tag in _VERBATIM or child.tag == "code":
-        yield from _lines_block(iter([_verbatim(child).strip("\n")]))
+        text = _verbatim(child).strip("\n")
+        if text.strip():
+            yield _Block(text, verbatim=True)
     else:
         yield from _blocks(child)
 

@@ -1,54 +1,52 @@
-"""Markdown: the text stays as it is in the file; only its headings and its title are read out of it."""
+"""Markdown: the text stays as it is in the file; its headings and its title are read out of it. Runs in the child."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from rag.types import Document, Heading, Page, ParsedDocument
+from ingest.lines import DAMAGE, Line, Request
+
+__all__ = ["DAMAGE", "find_marks", "read"]
 
 _FRONT_MATTER = re.compile(r"---[ \t]*(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)(?:---|\.\.\.)[ \t]*(?:\r\n|\r|\n|$)", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_CODE = {"fence", "code_block"}
 _LINE_END = re.compile(r"\r\n|\r|\n")  # markdown-it's; str.splitlines knows more
 _ATTRIBUTES = re.compile(r"\s*\{:?\s*[#.][^{}]*\}\s*$")  # `{ #anchor }`, `{: .class }`
 
 
-def parse_markdown(text: str, document: Document) -> ParsedDocument:
-    """One page holding `text` unchanged.
+def read(request: Request) -> Iterator[Line]:
+    """{"title": str | null}, then in text order for each heading {"heading", "level", "start", "end"}, its lines in the
+    text, and for each code block {"start", "end"}.
 
     Headings are the ATX and setext ones outside of lists, quotes and code, their text without markup and attributes.
-    The title is the front matter's, else the first heading of level 1, else the file's name.
+    The title is the front matter's, if it has one.
     """
+    text = request["text"]
     front = _FRONT_MATTER.match(text)
     # Front matter would read as a setext heading: it is blanked out, line by line, for the parser only.
     body = text if front is None else "\n" * len(_LINE_END.findall(front[0])) + text[front.end() :]
-    headings = find_headings(body, _line_starts(text))
-    titles = (heading.text for heading in headings if heading.level == 1 and heading.text)
-    title = _front_title(front[1]) if front else None
-    title = title or next(titles, None) or Path(document.source).stem
-    return ParsedDocument(document, title, pages=(Page(1, text, 0),), headings=headings)
+    yield {"title": _front_title(front[1]) if front else None}
+    yield from find_marks(body, _line_starts(text))
 
 
-def find_headings(body: str, line_starts: Sequence[int]) -> tuple[Heading, ...]:
-    """The headings of Markdown in order; `line_starts[i]` is the offset to report for line i, one more for the end."""
+def find_marks(body: str, line_starts: Sequence[int]) -> Iterator[Line]:
+    """The headings and code blocks of Markdown; `line_starts[i]` is where line i starts, one more for the end."""
     markdown = MarkdownIt("commonmark").enable("table")
     markdown.core.ruler.disable("inline")  # only the headings' own text is read, below
-    tokens = markdown.parse(body)
-    return tuple(
-        Heading(
-            level=int(opening.tag[1:]),
-            text=_plain_text(markdown, content.content),
-            start_char=line_starts[opening.map[0]],
-            end_char=line_starts[opening.map[1]],
-        )
-        for opening, content in pairwise(tokens)
-        if opening.type == "heading_open" and opening.level == 0 and opening.map is not None
-    )
+    for opening, content in pairwise([*markdown.parse(body), Token("end", "", 0)]):
+        if opening.map is None:
+            continue
+        span = {"start": line_starts[opening.map[0]], "end": line_starts[opening.map[1]]}
+        if opening.type == "heading_open" and opening.level == 0:
+            yield {"heading": _plain_text(markdown, content.content), "level": int(opening.tag[1:]), **span}
+        elif opening.type in _CODE:
+            yield span
 
 
 def _plain_text(markdown: MarkdownIt, source: str) -> str:

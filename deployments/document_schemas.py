@@ -1,0 +1,169 @@
+"""The wire models of documents, jobs and collections, as CONTRACT has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from deployments.jobs import Job
+
+MAX_NAME_CHARS = 1000
+MAX_METADATA_BYTES = 60_000  # a row of the store holds 65,535
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _refuse_control(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("it holds a control character; leave that out")
+    return text
+
+
+def _refuse_path(source: str) -> str:
+    # An absolute path is the source of a file that `rag ingest` read here: no client may pass for one.
+    if source.startswith("/"):
+        raise ValueError("it is a path of a machine; give a name or a URL")
+    return source
+
+
+def _refuse_size(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"it has {size} bytes as JSON, at most {MAX_METADATA_BYTES} fit")
+    return metadata
+
+
+_Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
+_Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_NAME_CHARS, strip_whitespace=True),
+    AfterValidator(_refuse_control),
+]
+_Source = Annotated[_Name, AfterValidator(_refuse_path)]
+_Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
+_Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_size)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class UploadFields(_Request):
+    """What `POST /documents` says of its documents, beside them. Without `acl` everyone may see them."""
+
+    collection: _Collection = "default"
+    acl: Annotated[list[_Group], Field(max_length=100)] = []
+    metadata: _Metadata = {}
+
+
+class FileFields(UploadFields):
+    """The fields of a multipart `POST /documents`; `source` only with a single file."""
+
+    source: _Source | None = None
+
+
+class TextRequest(UploadFields):
+    """A JSON `POST /documents`: one document of plain text."""
+
+    text: Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+    title: _Name
+    source: _Source
+
+
+class CollectionRequest(_Request):
+    """`POST /collections`."""
+
+    name: _Collection
+
+
+class JobDocumentBody(BaseModel):
+    """What became of a document; `reason` says why it failed, or what it waits for."""
+
+    source: str
+    state: Literal["queued", "running", "done", "failed"]
+    reason: str | None
+    pages: int | None
+    chunks: int | None
+
+
+class JobBody(BaseModel):
+    """`GET /jobs/{id}`; `done` means that a search started now finds the documents that are done."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed"]
+    documents: list[JobDocumentBody]
+    started_at: str | None
+    finished_at: str | None
+
+
+class DocumentBody(BaseModel):
+    """A document as the store knows it; `pages` is null for formats without pages."""
+
+    document_id: str
+    source: str
+    title: str
+    revision: str
+    chunks: int
+    pages: int | None
+    acl: list[str]
+    metadata: dict[str, Any]
+    updated_at: str
+
+
+class DocumentsBody(BaseModel):
+    """A page of documents; `next_cursor` is null on the last one."""
+
+    documents: list[DocumentBody]
+    next_cursor: str | None
+
+
+class CollectionBody(BaseModel):
+    """A collection."""
+
+    name: str
+    index_version: str
+
+
+class CollectionsBody(BaseModel):
+    """Every collection."""
+
+    collections: list[CollectionBody]
+
+
+class Problem(BaseModel):
+    """RFC 9457: what is wrong with a request, or with the service."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    retryable: bool
+    stage: str | None = None
+    errors: list[dict[str, Any]] | None = None
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """The response object of `GET /jobs/{id}`."""
+    names = ("source", "state", "reason", "pages", "chunks")
+    return {
+        "id": job.job_id,
+        "state": job.state,
+        "documents": [{name: getattr(one, name) for name in names} for one in job.documents],
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def clean_name(given: str) -> str:
+    """A file's name as its document's: without control characters, its last 1,000 characters, or empty."""
+    return _CONTROL.sub("", given).strip()[-MAX_NAME_CHARS:].strip()
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route, for its OpenAPI description."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": "Problem", "content": content} for status in statuses}

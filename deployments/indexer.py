@@ -1,0 +1,141 @@
+"""What writes to the store, as a deployment: the jobs of uploads, one at a time, and the documents' own requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from deployments.errors import call_stage
+from deployments.ingest_job import ingest_job
+from deployments.job_worker import JobWorker
+from deployments.jobs import Job, JobDocument, JobStore
+from ingest.documents import delete_document, document_body, find_document, list_documents, next_page
+from ingest.fingerprint import index_fingerprint
+from ingest.journal import open_journal, unless_ingesting
+from rag.analyze import analyze
+from rag.batching import token_bounded_batches
+from rag.config import Settings
+from rag.connect import open_store
+from rag.models import load_token_counter, locate_model
+from rag.store import MilvusStore
+from rag.types import Groups
+
+logger = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+
+class Indexer:
+    """Works off the jobs in the data directory in a thread; its event loop only answers.
+
+    A replica that dies in the middle of a job leaves it to the next one.
+    """
+
+    async def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._settings = settings
+        self._embedder = embedder
+        self._loop = asyncio.get_running_loop()
+        self._fingerprint = index_fingerprint(settings)
+        self._count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
+        jobs = JobStore(settings.data_dir)
+        lock_file = settings.data_dir / "indexer.lock"
+        self._worker = JobWorker(jobs, lambda job: self._run_job(job, jobs), lock_file, settings.serve.keep_jobs_days)
+        self._thread = threading.Thread(target=self._worker.run, name="jobs", daemon=True)
+        self._thread.start()
+
+    async def list_documents(
+        self, collection: str, groups: Groups, cursor: str | None, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of the documents that somebody in these groups may see, and the next page's cursor."""
+        found = await self._ask(lambda store: list_documents(store, collection, groups))
+        page, next_cursor = next_page(found, cursor, limit)
+        return [document_body(one) for one in page], next_cursor
+
+    async def find_document(self, collection: str, document_id: str, groups: Groups) -> dict[str, Any]:
+        """Raises UnknownDocumentError, also for one that these groups may not see."""
+        return document_body(await self._ask(lambda store: find_document(store, collection, document_id, groups)))
+
+    async def delete_document(self, collection: str, document_id: str, groups: Groups) -> None:
+        """Raises UnknownDocumentError, also for one that these groups may not see."""
+
+        def delete(store: MilvusStore) -> None:
+            with unless_ingesting(self._settings, collection) as alone:
+                delete_document(store, collection, document_id, groups, ingesting=not alone)
+
+        await self._ask(delete)
+
+    async def list_collections(self) -> list[dict[str, Any]]:
+        """Each with its index version, by name."""
+        return await self._ask(lambda store: [_collection_body(store, name) for name in store.collections()])
+
+    async def create_collection(self, name: str) -> tuple[bool, dict[str, Any]]:
+        """Whether it had to be made, and the collection."""
+
+        def create(store: MilvusStore) -> tuple[bool, dict[str, Any]]:
+            known = name in store.collections()
+            store.ensure_collection(name, self._fingerprint)
+            return not known, _collection_body(store, name)
+
+        return await self._ask(create)
+
+    async def delete_collection(self, name: str) -> None:
+        """Raises UnknownCollectionError."""
+        await self._ask(lambda store: store.drop_collection(name))
+
+    async def ready(self) -> None:
+        """Answers while the replica lives."""
+
+    async def check_health(self) -> None:
+        """Raises when the thread has ended, so that another replica goes on."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that works off the jobs has ended; its traceback is in this replica's log")
+
+    async def _ask(self, question: Callable[[MilvusStore], T]) -> T:
+        """Opened each time: an embedded Milvus that is gone is started again by that."""
+
+        def ask() -> T:
+            with open_store(self._settings, self._fingerprint) as store:
+                return question(store)
+
+        return await asyncio.to_thread(ask)
+
+    def _run_job(self, job: Job, jobs: JobStore) -> Sequence[JobDocument]:
+        """Called by the worker, in its thread."""
+        with (
+            open_store(self._settings, self._fingerprint) as store,
+            open_journal(self._settings, job.collection, logger.info) as journal,
+        ):
+            return ingest_job(
+                job,
+                jobs.folder(job.job_id),
+                store=store,
+                journal=journal,
+                say=logger.info,
+                embed=self._embed,
+                analyze=analyze,
+                count_tokens=self._count_tokens,
+                fingerprint=self._fingerprint,
+                settings=self._settings,
+            )
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        """By the embedder's deployment, no more texts at once than a forward pass takes: questions come in between."""
+        vectors = np.empty((len(texts), self._fingerprint.dimension), dtype=np.float32)
+        lengths = [self._count_tokens(text) for text in texts]
+        for batch in token_bounded_batches(lengths, self._settings.embedder.batch_tokens):
+            vectors[batch] = self._call_embedder([texts[index] for index in batch])
+        return vectors
+
+    def _call_embedder(self, texts: list[str]) -> np.ndarray:
+        call = call_stage("embed", lambda: self._embedder.embed.remote(texts, "passage"))
+        vectors: np.ndarray = asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        return vectors
+
+
+def _collection_body(store: MilvusStore, name: str) -> dict[str, Any]:
+    return {"name": name, "index_version": store.fingerprint(name).index_version}

@@ -1,0 +1,109 @@
+"""The documents of a collection as a caller may see them: found, listed page by page, deleted."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from rag.errors import InputError, UnknownDocumentError
+from rag.filters import And, Equals, Filter
+from rag.types import Groups, StoredDocument
+
+
+class DocumentStore(Protocol):
+    """What is needed of a store here."""
+
+    def stored_documents(self, collection: str) -> Sequence[StoredDocument]:
+        """One entry for each complete revision, by source, ties by id. Raises UnknownCollectionError."""
+
+    def delete(self, collection: str, where: Filter) -> None:
+        """Every row that matches; a search that starts afterwards sees none of them."""
+
+
+def list_documents(store: DocumentStore, collection: str, groups: Groups) -> list[StoredDocument]:
+    """The documents that somebody in these groups may see, each once, by source, ties by id."""
+    latest: dict[str, StoredDocument] = {}
+    for document in store.stored_documents(collection):
+        known = latest.get(document.document_id)
+        # While a revision takes the place of another, both are there.
+        if known is None or known.updated_at < document.updated_at:
+            latest[document.document_id] = document
+    return sorted((one for one in latest.values() if _may_see(one, groups)), key=_place)
+
+
+def find_document(store: DocumentStore, collection: str, document_id: str, groups: Groups) -> StoredDocument:
+    """Raises UnknownDocumentError, also for one that these groups may not see."""
+    for document in list_documents(store, collection, groups):
+        if document.document_id == document_id:
+            return document
+    raise UnknownDocumentError(f"the collection {collection!r} has no document {document_id[:80]!r}")
+
+
+def delete_document(
+    store: DocumentStore, collection: str, document_id: str, groups: Groups, *, ingesting: bool
+) -> StoredDocument:
+    """The document that was there; a search that starts afterwards finds nothing of it. Raises as `find_document`.
+
+    `ingesting`: somebody may be writing to the collection. Only complete revisions go then: one that is being written
+    would be left without its first chunks.
+    """
+    document = find_document(store, collection, document_id, groups)
+    whole = Equals("document_id", document_id)
+    if not ingesting:
+        store.delete(collection, whole)
+        return document
+    for one in store.stored_documents(collection):
+        if one.document_id == document_id:
+            store.delete(collection, And((whole, Equals("revision", one.revision))))
+    return document
+
+
+def next_page(
+    documents: Sequence[StoredDocument], cursor: str | None, limit: int
+) -> tuple[Sequence[StoredDocument], str | None]:
+    """At most `limit` of the listed documents, those after `cursor`, and the cursor of the page after; None: the last.
+
+    A document that comes or goes between two pages moves none of the others. Raises InputError for a cursor that was
+    not given here.
+    """
+    after = _read_cursor(cursor) if cursor is not None else None
+    rest = [one for one in documents if after is None or _place(one) > after]
+    page = rest[:limit]
+    return page, _write_cursor(page[-1]) if len(rest) > limit else None
+
+
+def document_body(document: StoredDocument) -> dict[str, Any]:
+    """A document as the command line and HTTP show it."""
+    names = ("document_id", "source", "title", "revision", "chunks", "pages", "acl", "metadata", "updated_at")
+    fields = asdict(document)
+    return {name: fields[name] for name in names}
+
+
+def _may_see(document: StoredDocument, groups: Groups) -> bool:
+    return groups is None or not document.acl or not set(document.acl).isdisjoint(groups)
+
+
+def _place(document: StoredDocument) -> tuple[str, str]:
+    return document.source, document.document_id
+
+
+def _write_cursor(document: StoredDocument) -> str:
+    return base64.urlsafe_b64encode(json.dumps(_place(document)).encode("ascii")).decode("ascii").rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[str, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        place = json.loads(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))
+        source, document_id = place
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InputError(
+            f"the cursor {cursor[:80]!r} is none that was given here; leave it out to begin anew"
+        ) from error
+    if not isinstance(source, str) or not isinstance(document_id, str):
+        raise InputError(f"the cursor {cursor[:80]!r} is none that was given here; leave it out to begin anew")
+    return source, document_id

@@ -1,0 +1,89 @@
+"""What a killed run left in the store: compared with the journal, finished or removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ingest.journal import Journal, Unfinished
+from ingest.publish import ChunkStore, remove_replaced
+from rag.filters import And, Equals, NotEquals
+from rag.types import Chunk
+
+
+def reconcile(store: ChunkStore, collection: str, journal: Journal, say: Callable[[str], None]) -> None:
+    """Makes the journal agree with the store, before a run.
+
+    A journal that is new, or does not know what the store holds, is rebuilt from all of the store's rows. Afterwards
+    no document has two complete revisions, and each revision with rows missing is an unfinished one of the journal.
+    """
+    disagreement = journal.load_store(store.stored_documents(collection))
+    if disagreement.missing:
+        say(f"the store no longer holds {disagreement.missing} documents that the journal lists; the journal follows")
+    if not journal.trusted or disagreement.unknown:
+        superseded = journal.load_rows(store.every_chunk(collection))
+        for document_id, revision in superseded:
+            store.delete(collection, And((Equals("document_id", document_id), Equals("revision", revision))))
+        documents, broken = journal.trust(superseded), len(journal.all_unfinished())
+        if documents or broken:
+            why = journal.fault or f"does not know {disagreement.unknown} documents of the store"
+            say(
+                f"the journal {why}: rebuilt from the store, which holds {documents} documents "
+                f"and {broken} that were not finished"
+            )
+    for entry in journal.all_unfinished():
+        _settle(store, collection, journal, entry)
+
+
+def _settle(store: ChunkStore, collection: str, journal: Journal, entry: Unfinished) -> None:
+    """Does what is left to do for a revision all of whose rows are there."""
+    latest = journal.recorded(entry.document_id)
+    if latest is None or (latest.revision, latest.updated_at) != (entry.revision, entry.updated_at):
+        return
+    old = journal.recorded(entry.moved_from) if entry.moved_from is not None else None
+    if old is not None and not is_gone(old.origin) and is_gone(entry.origin):  # moved, and moved back
+        store.delete(collection, Equals("document_id", entry.document_id))
+        journal.forget(entry.document_id)
+        return
+    remove_replaced(store, collection, entry)
+    journal.finish([(entry, latest.chunks)])
+
+
+def discard(store: ChunkStore, collection: str, journal: Journal, entry: Unfinished) -> None:
+    """Removes the rows of an unfinished revision; the document's complete one stays, where those are not its rows."""
+    this = Equals("document_id", entry.document_id)
+    complete = journal.recorded(entry.document_id)
+    if complete is None or complete.revision == entry.revision:
+        store.delete(collection, this)
+        journal.forget(entry.document_id)
+    else:
+        store.delete(collection, And((this, NotEquals("revision", complete.revision))))
+        journal.abandon(entry.document_id)
+
+
+def count_written(store: ChunkStore, collection: str, entry: Unfinished, chunks: Sequence[Chunk]) -> int:
+    """The highest ordinal up to which, from 1 on, the journal says and the store shows that these chunks are there."""
+    if entry.written == 0:
+        return 0
+    wanted = {chunk.chunk_id: chunk for chunk in chunks}
+    found = store.chunks(collection, entry.document_id)
+    stored = {chunk.ordinal for chunk in found if wanted.get(chunk.chunk_id) == chunk}
+    written = 0
+    while written < entry.written and written + 1 in stored:
+        written += 1
+    return written
+
+
+def is_gone(name: str | Path) -> bool:
+    """Whether there is certainly no such file: a name that is no path, or a folder that may not be looked into, says
+    nothing."""
+    path = Path(name)
+    if not path.is_absolute():
+        return False
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False

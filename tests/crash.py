@@ -1,0 +1,118 @@
+"""A corpus that changes, and what a collection of Milvus holds in the end. As a program: an ingest that can be killed.
+
+`python -m tests.crash DATA_DIR COLLECTION FOLDER` is `rag ingest FOLDER --prune` with the hash embedder, which needs no
+seconds to load. It prints "ready" before it opens the store.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymilvus import MilvusClient
+
+from ingest.journal import open_journal
+from ingest.pipeline import IngestReport, ingest_documents
+from rag.config import Settings, load_settings
+from rag.connect import open_store
+from rag.store import MilvusStore
+from rag.types import IndexFingerprint
+from tests.fakes import HashEmbedder
+from tests.ingest_fakes import count_words
+
+WORDS = ("apple", "pear", "plum", "fig", "date", "kiwi", "lime", "melon", "grape", "peach", "olive", "quince", "guava")
+FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "splitter", "analyzer")
+Corpus = dict[str, str]
+
+
+def crash_settings(data_dir: Path | str) -> Settings:
+    """Small chunks and batches, so that a run makes many writes."""
+    return load_settings(
+        data_dir=data_dir, chunk={"max_tokens": 24, "overlap_tokens": 0}, ingest={"embed_batch": 8}, profile="embedded"
+    )
+
+
+def changing_corpora(seed: int, documents: int, versions: int) -> Iterator[Corpus]:
+    """A corpus, and what becomes of it: each time some documents are added, changed, changed back, removed, renamed."""
+    chance = random.Random(seed)
+    numbers = iter(range(10**6))
+    first: Corpus = {_name(chance, next(numbers)): _text(chance) for _ in range(documents)}
+    former: Corpus = {}
+    corpus = dict(first)
+    for _ in range(versions):
+        yield dict(corpus)
+        some = chance.sample(sorted(corpus), documents // 4)
+        part = len(some) // 4
+        for name in some[:part]:
+            del corpus[name]
+            corpus[_name(chance, next(numbers))] = _text(chance)
+        for name in some[part : 2 * part]:
+            corpus[_name(chance, next(numbers), Path(name).suffix)] = corpus.pop(name)
+        for name in some[2 * part :]:
+            former[name], corpus[name] = corpus[name], former.get(name) or _text(chance)
+
+
+def _name(chance: random.Random, number: int, suffix: str | None = None) -> str:
+    folder = chance.choice(["", "deep/", "deep/er/", "문서/"])
+    return f"{folder}{chance.choice(WORDS)} {number}{suffix or chance.choice(['.md', '.txt'])}"
+
+
+def _text(chance: random.Random) -> str:
+    def sentence() -> str:
+        return " ".join(chance.choices(WORDS, k=12)).capitalize() + "."
+
+    return "# " + chance.choice(WORDS) + "\n\n" + "\n\n".join(sentence() for _ in range(chance.randint(1, 6))) + "\n"
+
+
+def ingest(settings: Settings, store: MilvusStore, collection: str, folder: Path) -> IngestReport:
+    """The run that the program makes, in this process."""
+    with open_journal(settings, collection, print) as journal:
+        return ingest_documents(
+            [folder],
+            store=store,
+            journal=journal,
+            embed=lambda texts: HashEmbedder().encode(texts, "passage"),
+            analyze=str.lower,
+            count_tokens=count_words,
+            fingerprint=FINGERPRINT,
+            settings=settings,
+            say=print,
+            collection=collection,
+            prune=True,
+        )
+
+
+def stored_rows(uri: str, collection: str) -> list[dict[str, Any]]:
+    """Every row of the collection by chunk id, every column but the time of writing."""
+    client = MilvusClient(uri, timeout=20)
+    rows: list[dict[str, Any]] = client.query(
+        collection, filter="ordinal >= 0", output_fields=["*"], limit=16_384, consistency_level="Strong", timeout=20
+    )
+    client.close()
+    for row in rows:
+        del row["updated_at"]
+    return sorted(rows, key=lambda row: row["chunk_id"])
+
+
+def compare_rows(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> None:
+    """Raises AssertionError unless both are the same, row by row."""
+    assert [row["chunk_id"] for row in found] == [row["chunk_id"] for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        assert {**row, "vector": None} == {**other, "vector": None}
+        assert np.allclose(row["vector"], other["vector"], atol=1e-5)
+
+
+def main(data_dir: str, collection: str, folder: str) -> None:
+    settings = crash_settings(data_dir)
+    print("ready", flush=True)
+    with open_store(settings, FINGERPRINT) as store:
+        report = ingest(settings, store, collection, Path(folder))
+    print(report.as_dict())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,432 @@
+"""The routes of documents, jobs and collections over ASGI: the real intake and job store, an indexer of fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from deployments.documents import DocumentDoors, current_doors
+from deployments.ingress import create_api
+from deployments.intake import Intake
+from deployments.jobs import JobStore
+from rag.errors import UnknownCollectionError, UnknownDocumentError
+from rag.step_settings import ServeSettings
+
+PROBLEM = "application/problem+json"
+BOUNDARY = "x1x"
+FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+DOCUMENT = {
+    "document_id": "d1",
+    "source": "upload/a.md",
+    "title": "A",
+    "revision": "r1",
+    "chunks": 2,
+    "pages": None,
+    "acl": [],
+    "metadata": {"year": 2024},
+    "updated_at": "2026-01-01",
+}
+
+
+class FakeIndexer:
+    """Knows one document, d1 of the collection `default`, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self, f"_{name}")
+
+        async def remote(*arguments: Any) -> Any:
+            await asyncio.sleep(0)
+            self.asked.append((name, *arguments))
+            return method(*arguments)
+
+        return SimpleNamespace(remote=remote)
+
+    def _list_documents(self, collection: str, groups: Any, cursor: str | None, limit: int) -> Any:
+        if collection != "default":
+            raise UnknownCollectionError(collection)
+        return [DOCUMENT][:limit], "next"
+
+    def _find_document(self, collection: str, document_id: str, groups: Any) -> Any:
+        if document_id != "d1":
+            raise UnknownDocumentError(f"no document {document_id}")
+        return DOCUMENT
+
+    def _delete_document(self, collection: str, document_id: str, groups: Any) -> None:
+        self._find_document(collection, document_id, groups)
+
+    def _list_collections(self) -> Any:
+        return [{"name": "default", "index_version": "v1"}]
+
+    def _create_collection(self, name: str) -> Any:
+        return name != "default", {"name": name, "index_version": "v1"}
+
+    def _delete_collection(self, name: str) -> None:
+        if name != "default":
+            raise UnknownCollectionError(name)
+
+
+class Doors:
+    def __init__(self, data_dir: Path, groups: frozenset[str] = frozenset(), **limits: Any) -> None:
+        self.settings = ServeSettings(**limits)
+        self.jobs = JobStore(data_dir)
+        self.uploads = data_dir / "uploads"
+        self.indexer = FakeIndexer()
+        indexer: Any = self.indexer
+        doors = DocumentDoors(Intake(self.settings, self.jobs, {"year": "integer"}), self.jobs, indexer, groups)
+        self.api: FastAPI = create_api(self.settings)
+        self.api.dependency_overrides[current_doors] = lambda: doors
+
+    async def send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self.api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await client.request(method, path, **request)
+
+    async def post(self, **request: Any) -> httpx.Response:
+        return await self.send("POST", "/documents", **request)
+
+    def stored(self) -> dict[str, bytes]:
+        files = [path for path in self.uploads.rglob("*") if path.is_file()]
+        return {path.relative_to(self.uploads).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def doors(tmp_path: Path) -> Doors:
+    return Doors(tmp_path)
+
+
+def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert body["detail"]
+    assert "Traceback" not in response.text
+    return body
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def text_request(**changes: Any) -> dict[str, Any]:
+    return {"text": "The lamp burns oil.", "title": "Lamp", "source": "https://wiki/lamp"} | changes
+
+
+# --- uploads that are taken ---
+
+
+async def test_files_become_a_job_that_is_on_the_disk_with_them(doors: Doors, tmp_path: Path) -> None:
+    files = [("file", ("메모.md", b"# One")), ("file", ("b.PDF", b"%PDF-"))]
+    data = {"collection": "docs", "acl": ["staff", "boss"], "metadata": '{"year": 2024}'}
+    response = await doors.post(files=files, data=data)
+    assert response.status_code == 202, response.text
+    body = response.json()
+    assert response.headers["location"] == f"/jobs/{body['id']}"
+    waiting = {"state": "queued", "reason": None, "pages": None, "chunks": None}
+    assert body["documents"] == [{"source": "upload/메모.md", **waiting}, {"source": "upload/b.PDF", **waiting}]
+    assert (body["state"], body["started_at"], body["finished_at"]) == ("queued", None, None)
+    job = JobStore(tmp_path).find(body["id"])
+    assert (job.collection, job.acl, job.metadata) == ("docs", ("staff", "boss"), {"year": 2024})
+    assert job.bytes >= 10
+    assert doors.stored() == {f"{job.job_id}/0.md": b"# One", f"{job.job_id}/1.pdf": b"%PDF-"}
+    assert (await doors.send("GET", response.headers["location"])).json() == body
+
+
+async def test_a_text_becomes_a_row_that_names_its_source(doors: Doors) -> None:
+    response = await doors.post(json=text_request(acl=["staff"], metadata={"tags": ["a"]}, collection="docs"))
+    assert response.status_code == 202, response.text
+    assert [one["source"] for one in response.json()["documents"]] == ["https://wiki/lamp"]
+    job = doors.jobs.find(response.json()["id"])
+    assert (job.collection, job.acl, job.metadata) == ("docs", ("staff",), {"tags": ["a"]})
+    ((name, content),) = doors.stored().items()
+    assert name == f"{job.job_id}/0.jsonl"
+    assert json.loads(content) == {
+        "id": "https://wiki/lamp", "source": "https://wiki/lamp", "title": "Lamp", "text": "The lamp burns oil."
+    }  # fmt: skip
+
+
+async def test_a_source_given_beside_a_file_is_its_document_s(doors: Doors) -> None:
+    response = await doors.post(files={"file": ("a.html", b"x")}, data={"source": "https://wiki/a"})
+    assert [one["source"] for one in response.json()["documents"]] == ["https://wiki/a"]
+    assert [name.rpartition("/")[2] for name in doors.stored()] == ["0.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("../../etc/passwd", "upload/../../etc/passwd"),
+        ("/etc/passwd", "upload//etc/passwd"),
+        ("C:\\docs\\a.md", "upload/a.md"),
+        ("a\0b\x1b.md", "upload/ab.md"),
+        ("x" * 2000 + ".md", "upload/" + "x" * 997 + ".md"),
+        ("job.sqlite3", "upload/job.sqlite3"),
+    ],
+)
+async def test_a_name_is_never_a_path(doors: Doors, tmp_path: Path, name: str, source: str) -> None:
+    head = f'Content-Disposition: form-data; name="file"; filename="{name}"'.encode()
+    boundary = BOUNDARY.encode()
+    body = b"--" + boundary + b"\r\n" + head + b"\r\n\r\nx\r\n--" + boundary + b"--\r\n"
+    before = files_below(tmp_path)
+    response = await doors.post(content=body, headers=FORM)
+    assert response.status_code == 202, response.text
+    assert [one["source"] for one in response.json()["documents"]] == [source]
+    (new,) = files_below(tmp_path) - before
+    assert (new.parent, new.stem) == (doors.jobs.folder(response.json()["id"]), "0")
+
+
+# --- uploads that are refused leave nothing behind ---
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "words"),
+    [
+        pytest.param({"files": {"acl": (None, b"staff")}}, 422, "no file", id="no_file"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"colection": "x"}}, 422, "colection", id="field"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"collection": "a b"}}, 422, "collection", id="name"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"acl": [""]}}, 422, "acl", id="empty_group"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"metadata": "{"}}, 422, "metadata", id="metadata"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"metadata": "[]"}}, 422, "metadata", id="array"),
+        pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"source": ["a", "b"]}}, 422, "source", id="twice"),
+        pytest.param({"files": [("file", ("a", b"x"))] * 2}, 422, "'a'", id="same_name"),
+        pytest.param({"files": {"file": (" ", b"x")}}, 422, "no name", id="no_name"),
+        pytest.param({"files": {"document": ("a.md", b"x")}}, 422, "`file`", id="another_field"),
+        pytest.param({"files": [("file", (str(n), b"x")) for n in range(4)]}, 413, "max_upload_files", id="many_files"),
+        pytest.param(
+            {"files": [("file", (str(n), b"x")) for n in range(2)], "data": {"source": "a"}}, 422, "apart", id="source"
+        ),
+        pytest.param({"content": b"--x1x\r\n", "headers": FORM}, 400, "boundary", id="cut"),
+        pytest.param({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary", id="none"),
+        pytest.param({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "multipart", id="plain_text"),
+        pytest.param({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "JSON", id="no_json"),
+        pytest.param({"json": text_request(text=" \n")}, 422, "text", id="blank_text"),
+        pytest.param({"json": text_request(source=None)}, 422, "source", id="no_source"),
+        pytest.param({"json": text_request(source="/home/x/a.md")}, 422, "path", id="absolute_path"),
+        pytest.param({"json": text_request(source="a\nb")}, 422, "source", id="control_character"),
+        pytest.param({"json": text_request(source="a" * 1001)}, 422, "source", id="long_source"),
+        pytest.param({"json": text_request(path="/etc")}, 422, "path", id="unknown_field"),
+        pytest.param({"json": text_request(metadata={"year": "2024"})}, 422, "year", id="metadata_of_another_type"),
+        pytest.param({"json": text_request(metadata={"a": "x" * 60_000})}, 422, "metadata", id="large_metadata"),
+        pytest.param({"json": text_request(text="x" * 70_000)}, 413, "serve.max_text_bytes", id="long_text"),
+        pytest.param({"files": {"file": ("a.md", b"x" * 20_000)}}, 413, "serve.max_upload_bytes", id="large_file"),
+    ],
+)
+async def test_a_refused_upload_leaves_nothing(
+    tmp_path: Path, request_: dict[str, Any], status: int, words: str
+) -> None:
+    doors = Doors(tmp_path, max_upload_files=3, max_upload_bytes=20_000, max_text_bytes=70_000)
+    body = check_problem(await doors.post(**request_), status)
+    assert words in body["detail"]
+    assert list(doors.uploads.iterdir()) == []
+    assert doors.jobs.start_next() is None
+
+
+def endless_form(taken: list[int]) -> AsyncIterator[bytes]:
+    """A form whose file never ends; `taken` counts the bytes that were asked for."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'--x1x\r\nContent-Disposition: form-data; name="file"; filename="big.txt"\r\n\r\n'
+        while True:
+            taken[0] += 1000
+            yield b"x" * 1000
+
+    return pieces()
+
+
+async def test_an_endless_upload_is_refused_within_the_first_bytes_over_the_limit(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_upload_bytes=50_000)
+    taken = [0]
+    response = await doors.post(content=endless_form(taken), headers=FORM)
+    assert "50000 bytes" in check_problem(response, 413)["detail"]
+    assert response.headers["connection"] == "close"  # or the server would take in what is still to come
+    assert taken[0] <= 51_000
+    assert list(doors.uploads.iterdir()) == []
+
+
+async def test_an_upload_announced_as_too_large_is_refused_unread(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_upload_bytes=50_000)
+    taken = [0]
+    response = await doors.post(content=endless_form(taken), headers={**FORM, "content-length": "50001"})
+    check_problem(response, 413)
+    assert taken[0] == 0
+
+
+async def test_other_routes_keep_their_own_limit(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_body_bytes=2000)
+    response = await doors.send("POST", "/collections", json={"name": "x" * 3000})
+    assert "serve.max_body_bytes" in check_problem(response, 413)["detail"]
+    assert (await doors.send("POST", "/collections", files={"file": ("a", b"x")})).status_code == 415
+
+
+async def test_uploads_that_wait_fill_a_quota_until_their_jobs_end(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_stored_bytes=5000)
+    assert (await doors.post(files={"file": ("a.txt", b"x" * 3000)})).status_code == 202
+    refused = await doors.post(files={"file": ("b.txt", b"x" * 3000)})
+    assert "serve.max_stored_bytes" in check_problem(refused, 429)["detail"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(doors.stored()) == 1
+    job = doors.jobs.start_next()
+    assert job is not None
+    doors.jobs.finish(job, "done", job.documents)
+    assert (await doors.post(files={"file": ("b.txt", b"x" * 3000)})).status_code == 202
+
+
+async def test_an_upload_that_could_never_have_room_is_too_large(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_stored_bytes=5000)
+    check_problem(await doors.post(files={"file": ("a.txt", b"x" * 6000)}), 413)
+    assert doors.stored() == {}
+
+
+async def test_uploads_at_once_are_limited_and_a_refused_one_does_not_count(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, max_uploads=1)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'--x1x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        begun.set()
+        await go_on.wait()
+        yield b"x\r\n--x1x--\r\n"
+
+    first = asyncio.create_task(doors.post(content=pieces(), headers=FORM))
+    await begun.wait()
+    refused = await doors.post(json=text_request())
+    assert int(refused.headers["retry-after"]) >= 1
+    check_problem(refused, 503)
+    go_on.set()
+    assert (await first).status_code == 202
+    assert (await doors.post(json=text_request())).status_code == 202
+
+
+async def test_a_client_that_leaves_in_the_middle_leaves_nothing(doors: Doors) -> None:
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b'--x1x\r\nContent-Disposition: form-data; name="file"; ', "more_body": True},
+        {"type": "http.request", "body": b'filename="a.txt"\r\n\r\nhalf', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        assert message.get("status", 499) == 499
+
+    headers = [(b"content-type", FORM["content-type"].encode())]
+    scope = {"type": "http", "method": "POST", "path": "/documents", "headers": headers, "query_string": b""}
+    await doors.api({**scope, "server": ("s", 80), "scheme": "http", "http_version": "1.1"}, receive, send)
+    assert list(doors.uploads.iterdir()) == []
+    assert (await doors.post(json=text_request())).status_code == 202
+
+
+async def test_a_disk_that_fails_is_said_to_and_names_no_path(doors: Doors) -> None:
+    doors.uploads.rename(doors.uploads.with_name("gone"))
+    body = check_problem(await doors.post(json=text_request()), 503)
+    assert body["stage"] == "indexer"
+    assert str(doors.uploads) not in body["detail"]
+
+
+# --- jobs, documents, collections ---
+
+
+async def test_a_job_tells_what_became_of_each_document(doors: Doors) -> None:
+    await doors.post(files=[("file", ("a.md", b"x")), ("file", ("b.md", b"y"))])
+    job = doors.jobs.start_next()
+    assert job is not None
+    good = replace(job.documents[0], state="done", pages=None, chunks=3)
+    bad = replace(job.documents[1], state="failed", reason="it is empty")
+    doors.jobs.finish(job, "done", [good, bad])
+    body = (await doors.send("GET", f"/jobs/{job.job_id}")).json()
+    assert body["state"] == "done"
+    assert body["documents"] == [
+        {"source": "upload/a.md", "state": "done", "reason": None, "pages": None, "chunks": 3},
+        {"source": "upload/b.md", "state": "failed", "reason": "it is empty", "pages": None, "chunks": None},
+    ]
+    assert body["started_at"] <= body["finished_at"]
+
+
+@pytest.mark.parametrize("job_id", ["job_nope", "..", "%2e%2e", "a'; DROP TABLE jobs; --"])
+async def test_an_unknown_job_is_a_404(doors: Doors, job_id: str) -> None:
+    check_problem(await doors.send("GET", f"/jobs/{job_id}"), 404)
+
+
+async def test_documents_are_listed_as_the_caller_may_see_them(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, groups=frozenset({"staff"}))
+    response = await doors.send("GET", "/documents", params={"cursor": "abc", "limit": 7})
+    assert response.json() == {"documents": [DOCUMENT], "next_cursor": "next"}
+    assert (await doors.send("GET", "/documents/d1")).json() == DOCUMENT
+    assert (await doors.send("DELETE", "/documents/d1?collection=default")).status_code == 204
+    assert doors.indexer.asked == [
+        ("list_documents", "default", frozenset({"staff"}), "abc", 7),
+        ("find_document", "default", "d1", frozenset({"staff"})),
+        ("delete_document", "default", "d1", frozenset({"staff"})),
+    ]
+
+
+async def test_a_caller_without_a_key_is_in_no_group(doors: Doors) -> None:
+    await doors.send("GET", "/documents")
+    assert doors.indexer.asked == [("list_documents", "default", frozenset(), None, 100)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/documents?collection=nope", 404),
+        ("GET", "/documents/d2", 404),
+        ("DELETE", "/documents/d2", 404),
+        ("DELETE", "/collections/nope", 404),
+        ("GET", "/documents?limit=0", 422),
+        ("GET", "/documents?limit=1001", 422),
+        ("GET", "/documents?limit=x", 422),
+        ("GET", "/documents?collection=", 422),
+        ("PUT", "/documents/d1", 415),
+        ("PATCH", "/collections", 415),
+        ("DELETE", "/documents", 405),
+    ],
+)
+async def test_what_is_not_there_or_wrong_is_a_problem(doors: Doors, method: str, path: str, status: int) -> None:
+    check_problem(await doors.send(method, path), status)
+
+
+async def test_collections_are_listed_made_and_deleted(doors: Doors) -> None:
+    listed = (await doors.send("GET", "/collections")).json()
+    assert listed == {"collections": [{"name": "default", "index_version": "v1"}]}
+    made = await doors.send("POST", "/collections", json={"name": "docs"})
+    assert (made.status_code, made.json()) == (201, {"name": "docs", "index_version": "v1"})
+    assert (await doors.send("POST", "/collections", json={"name": "default"})).status_code == 200
+    assert (await doors.send("DELETE", "/collections/default")).status_code == 204
+    for wrong in ({"name": "a b"}, {"name": ""}, {}, {"name": "a", "path": "x"}):
+        check_problem(await doors.send("POST", "/collections", json=wrong), 422)
+
+
+# --- the description ---
+
+
+def test_the_openapi_description_tells_what_the_routes_take_and_answer(doors: Doors) -> None:
+    paths = doors.api.openapi()["paths"]
+    upload = paths["/documents"]["post"]
+    assert set(upload["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"file", "collection", "acl", "metadata", "source"}
+    text = upload["requestBody"]["content"]["application/json"]["schema"]
+    assert set(text["required"]) == {"text", "title", "source"}
+    assert set(upload["responses"]) == {"202", "400", "413", "415", "422", "429", "503"}
+    assert "Location" in upload["responses"]["202"]["headers"]
+    assert set(paths["/jobs/{job_id}"]["get"]["responses"]) == {"200", "404", "422"}
+    assert set(paths["/documents/{document_id}"]["delete"]["responses"]) == {"204", "404", "422", "503"}
+    assert set(paths["/collections"]["post"]["responses"]) >= {"200", "201", "409"}
+    for path, methods in paths.items():
+        if path.startswith(("/documents", "/jobs", "/collections")):
+            for method in methods.values():
+                refusals = [answer for status, answer in method["responses"].items() if status >= "400"]
+                assert refusals
+                assert all(set(answer["content"]) == {PROBLEM} for answer in refusals)

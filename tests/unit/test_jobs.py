@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deployments.jobs import ABANDONED_S, Job, JobDocument, JobStore
+from rag.errors import UnknownJobError
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path)
+
+
+def submit(jobs: JobStore, *sources: str, size: int = 10) -> Job:
+    job_id = jobs.new_id()
+    folder = jobs.make_folder(job_id)
+    documents = tuple(JobDocument(source, str(number)) for number, source in enumerate(sources or ("upload/a.md",)))
+    for document in documents:
+        (folder / str(document.file)).write_text("text")
+    return jobs.submit(Job(job_id, "docs", documents, ("staff",), {"lang": "ko", "tags": ["가"]}, size))
+
+
+def test_a_job_comes_back_as_it_was_submitted(jobs: JobStore, tmp_path: Path) -> None:
+    job = submit(jobs, 'upload/가 "나".md', "upload/b.md")
+    assert job.created_at
+    assert JobStore(tmp_path).find(job.job_id) == job
+    assert (job.state, job.attempts, job.started_at, job.finished_at) == ("queued", 0, None, None)
+
+
+def test_jobs_start_in_the_order_of_their_submission(jobs: JobStore) -> None:
+    submitted = [submit(jobs).job_id for _ in range(5)]
+    started = []
+    while (job := jobs.start_next()) is not None:
+        started.append(job.job_id)
+        jobs.finish(job, "done", job.documents)
+    assert started == submitted
+
+
+def test_a_running_job_is_started_again_and_counts_it(jobs: JobStore, tmp_path: Path) -> None:
+    submit(jobs)
+    first = jobs.start_next()
+    again = JobStore(tmp_path).start_next()
+    assert first is not None
+    assert again is not None
+    assert (first.job_id, first.attempts, again.attempts) == (again.job_id, 1, 2)
+    assert again.started_at == first.started_at
+    assert jobs.find(first.job_id) == again
+
+
+def test_a_finished_job_says_how_it_ended_and_leaves_no_files(jobs: JobStore) -> None:
+    submit(jobs)
+    job = jobs.start_next()
+    assert job is not None
+    assert jobs.folder(job.job_id).is_dir()
+    ended = replace(job.documents[0], state="done", pages=2, chunks=7)
+    jobs.finish(job, "done", [ended])
+    found = jobs.find(job.job_id)
+    assert (found.state, found.documents) == ("done", (ended,))
+    assert found.finished_at is not None
+    assert not jobs.folder(job.job_id).exists()
+    assert jobs.start_next() is None
+
+
+def test_an_unknown_job_is_named(jobs: JobStore) -> None:
+    with pytest.raises(UnknownJobError, match="job_nope"):
+        jobs.find("job_nope")
+
+
+def test_only_unfinished_jobs_take_room(jobs: JobStore) -> None:
+    assert jobs.stored_bytes() == 0
+    submit(jobs, size=3)
+    submit(jobs, size=4)
+    assert jobs.stored_bytes() == 7
+    job = jobs.start_next()
+    assert job is not None
+    assert jobs.stored_bytes() == 7
+    jobs.finish(job, "failed", job.documents)
+    assert jobs.stored_bytes() == 4
+
+
+def test_ids_are_never_the_same(jobs: JobStore) -> None:
+    assert len({jobs.new_id() for _ in range(100)}) == 100
+
+
+def test_old_finished_jobs_are_forgotten_and_others_kept(jobs: JobStore) -> None:
+    finished, waiting = submit(jobs), submit(jobs)
+    job = jobs.start_next()
+    assert job is not None
+    jobs.finish(job, "done", job.documents)
+    jobs.tidy(keep_days=1)
+    assert jobs.find(finished.job_id).state == "done"
+    time.sleep(0.002)
+    jobs.tidy(keep_days=0)
+    with pytest.raises(UnknownJobError):
+        jobs.find(finished.job_id)
+    assert jobs.find(waiting.job_id) == waiting
+    assert jobs.folder(waiting.job_id).is_dir()
+
+
+def test_files_that_belong_to_no_job_are_removed_once_nobody_writes_to_them(jobs: JobStore) -> None:
+    arriving = jobs.make_folder(jobs.new_id())
+    abandoned = jobs.make_folder(jobs.new_id())
+    (arriving / "0").write_text("half")
+    (abandoned / "0").write_text("half")
+    long_ago = time.time() - ABANDONED_S - 60
+    for path in (abandoned / "0", abandoned):
+        os.utime(path, (long_ago, long_ago))
+    os.utime(arriving, (long_ago, long_ago))  # its file is still written to
+    jobs.tidy(keep_days=1)
+    assert arriving.is_dir()
+    assert not abandoned.exists()
+
+
+def test_files_that_a_killed_process_left_of_a_finished_job_are_removed(jobs: JobStore) -> None:
+    submit(jobs)
+    job = jobs.start_next()
+    assert job is not None
+    jobs.save(replace(job, state="done"))
+    jobs.tidy(keep_days=1)
+    assert not jobs.folder(job.job_id).exists()
+    assert jobs.find(job.job_id).state == "done"
+
+
+def test_a_transaction_that_fails_changes_nothing(jobs: JobStore) -> None:
+    job = submit(jobs)
+    with pytest.raises(sqlite3.IntegrityError):
+        jobs.submit(job)
+    assert jobs.find(job.job_id) == job
+    assert jobs.stored_bytes() == job.bytes

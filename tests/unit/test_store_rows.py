@@ -1,0 +1,43 @@
+"""What a collection remembers of how it was built."""
+
+from __future__ import annotations
+
+import pytest
+
+from rag.store_rows import BuiltIndex, build_schema, has_bm25, read_description, write_description
+from rag.types import IndexFingerprint
+
+FINGERPRINT = IndexFingerprint("m", 2, True, "", "", "s", "1")
+
+
+@pytest.mark.parametrize(
+    ("version", "has"),
+    [
+        ("v2.3.5-lite", False),
+        ("2.4.23", False),
+        ("v1.99.0", False),
+        ("2.5.0", True),
+        ("v2.5.10-gpu", True),
+        ("2.10", True),
+        ("v3.0.0", True),
+        ("", True),
+        ("master-20260101", True),
+    ],
+)
+def test_a_server_tells_by_its_version_whether_it_has_bm25(version: str, has: bool) -> None:
+    assert has_bm25(version) is has
+
+
+@pytest.mark.parametrize("lexical", [True, False])
+def test_a_description_remembers_the_index(lexical: bool) -> None:
+    built = BuiltIndex(FINGERPRINT, lexical)
+    assert read_description("c", write_description(built)) == built
+
+
+@pytest.mark.parametrize("lexical", [True, False])
+def test_a_schema_has_the_columns_of_words_only_with_bm25(lexical: bool) -> None:
+    built = BuiltIndex(FINGERPRINT, lexical)
+    schema = build_schema(built)
+    assert ({"analyzed", "sparse"} <= {field.name for field in schema.fields}) is lexical
+    assert len(schema.functions) == int(lexical)
+    assert set(built.indexed_columns) <= {field.name for field in schema.fields}
