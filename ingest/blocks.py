@@ -76,8 +76,13 @@ def split_block(
     for start, end in _split(text, block.start, block.end, between, max_tokens, measure):
         if measure(text[start:end]) <= whole_tokens:
             yield start, end
-        else:
-            yield from _split(text, start, end, within, max_tokens, measure)
+            continue
+        # The splitter adds up its parts' tokens, of which the whole may have more: smaller groups before any cut.
+        for left, right in _split(text, start, end, between, max(max_tokens // 2, 1), measure):
+            if measure(text[left:right]) <= whole_tokens:
+                yield left, right
+            else:
+                yield from _split(text, left, right, within, max_tokens, measure)
 
 
 def _split(

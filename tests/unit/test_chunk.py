@@ -203,6 +203,7 @@ sentences = st.lists(
 
 
 @given(paragraphs=st.lists(sentences, min_size=1, max_size=5), size=sizes, gap=st.sampled_from(["\n\n", "\n", " "]))
+@example([["End" * 27 + "!", "End" * 40 + "!"]], ChunkSettings(max_tokens=16, overlap_tokens=0), " ")
 @settings(deadline=None, max_examples=200)
 def test_a_sentence_that_fits_is_not_cut(paragraphs: list[list[str]], size: ChunkSettings, gap: str) -> None:
     text = gap.join(" ".join(paragraph) for paragraph in paragraphs)
