@@ -1,127 +1,29 @@
-"""The routes of documents, jobs and collections over ASGI: the real intake and job store, an indexer of fakes."""
+"""Uploads over ASGI: the real intake and job store, an indexer of fakes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
-from deployments.documents import DocumentDoors, current_doors
-from deployments.ingress import create_api
-from deployments.intake import Intake
 from deployments.jobs import JobStore
-from rag.errors import UnknownCollectionError, UnknownDocumentError
-from rag.step_settings import ServeSettings
-
-PROBLEM = "application/problem+json"
-BOUNDARY = "x1x"
-FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
-DOCUMENT = {
-    "document_id": "d1",
-    "source": "upload/a.md",
-    "title": "A",
-    "revision": "r1",
-    "chunks": 2,
-    "pages": None,
-    "acl": [],
-    "metadata": {"year": 2024},
-    "updated_at": "2026-01-01",
-}
-
-
-class FakeIndexer:
-    """Knows one document, d1 of the collection `default`, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self, f"_{name}")
-
-        async def remote(*arguments: Any) -> Any:
-            await asyncio.sleep(0)
-            self.asked.append((name, *arguments))
-            return method(*arguments)
-
-        return SimpleNamespace(remote=remote)
-
-    def _list_documents(self, collection: str, groups: Any, cursor: str | None, limit: int) -> Any:
-        if collection != "default":
-            raise UnknownCollectionError(collection)
-        return [DOCUMENT][:limit], "next"
-
-    def _find_document(self, collection: str, document_id: str, groups: Any) -> Any:
-        if document_id != "d1":
-            raise UnknownDocumentError(f"no document {document_id}")
-        return DOCUMENT
-
-    def _delete_document(self, collection: str, document_id: str, groups: Any) -> None:
-        self._find_document(collection, document_id, groups)
-
-    def _list_collections(self) -> Any:
-        return [{"name": "default", "index_version": "v1"}]
-
-    def _create_collection(self, name: str) -> Any:
-        return name != "default", {"name": name, "index_version": "v1"}
-
-    def _delete_collection(self, name: str) -> None:
-        if name != "default":
-            raise UnknownCollectionError(name)
-
-
-class Doors:
-    def __init__(self, data_dir: Path, groups: frozenset[str] = frozenset(), **limits: Any) -> None:
-        self.settings = ServeSettings(**limits)
-        self.jobs = JobStore(data_dir)
-        self.uploads = data_dir / "uploads"
-        self.indexer = FakeIndexer()
-        indexer: Any = self.indexer
-        doors = DocumentDoors(Intake(self.settings, self.jobs, {"year": "integer"}), self.jobs, indexer, groups)
-        self.api: FastAPI = create_api(self.settings)
-        self.api.dependency_overrides[current_doors] = lambda: doors
-
-    async def send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        transport = httpx.ASGITransport(self.api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            return await client.request(method, path, **request)
-
-    async def post(self, **request: Any) -> httpx.Response:
-        return await self.send("POST", "/documents", **request)
-
-    def stored(self) -> dict[str, bytes]:
-        files = [path for path in self.uploads.rglob("*") if path.is_file()]
-        return {path.relative_to(self.uploads).as_posix(): path.read_bytes() for path in files}
+from tests.document_doors import (
+    BOUNDARY,
+    FORM,
+    Doors,
+    check_problem,
+    files_below,
+    text_request,
+)
 
 
 @pytest.fixture
 def doors(tmp_path: Path) -> Doors:
     return Doors(tmp_path)
-
-
-def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == PROBLEM
-    body: dict[str, Any] = response.json()
-    assert body["status"] == status
-    assert body["detail"]
-    assert "Traceback" not in response.text
-    return body
-
-
-def files_below(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
-
-
-def text_request(**changes: Any) -> dict[str, Any]:
-    return {"text": "The lamp burns oil.", "title": "Lamp", "source": "https://wiki/lamp"} | changes
 
 
 # --- uploads that are taken ---
@@ -333,100 +235,3 @@ async def test_a_disk_that_fails_is_said_to_and_names_no_path(doors: Doors) -> N
     body = check_problem(await doors.post(json=text_request()), 503)
     assert body["stage"] == "indexer"
     assert str(doors.uploads) not in body["detail"]
-
-
-# --- jobs, documents, collections ---
-
-
-async def test_a_job_tells_what_became_of_each_document(doors: Doors) -> None:
-    await doors.post(files=[("file", ("a.md", b"x")), ("file", ("b.md", b"y"))])
-    job = doors.jobs.start_next()
-    assert job is not None
-    good = replace(job.documents[0], state="done", pages=None, chunks=3)
-    bad = replace(job.documents[1], state="failed", reason="it is empty")
-    doors.jobs.finish(job, "done", [good, bad])
-    body = (await doors.send("GET", f"/jobs/{job.job_id}")).json()
-    assert body["state"] == "done"
-    assert body["documents"] == [
-        {"source": "upload/a.md", "state": "done", "reason": None, "pages": None, "chunks": 3},
-        {"source": "upload/b.md", "state": "failed", "reason": "it is empty", "pages": None, "chunks": None},
-    ]
-    assert body["started_at"] <= body["finished_at"]
-
-
-@pytest.mark.parametrize("job_id", ["job_nope", "..", "%2e%2e", "a'; DROP TABLE jobs; --"])
-async def test_an_unknown_job_is_a_404(doors: Doors, job_id: str) -> None:
-    check_problem(await doors.send("GET", f"/jobs/{job_id}"), 404)
-
-
-async def test_documents_are_listed_as_the_caller_may_see_them(tmp_path: Path) -> None:
-    doors = Doors(tmp_path, groups=frozenset({"staff"}))
-    response = await doors.send("GET", "/documents", params={"cursor": "abc", "limit": 7})
-    assert response.json() == {"documents": [DOCUMENT], "next_cursor": "next"}
-    assert (await doors.send("GET", "/documents/d1")).json() == DOCUMENT
-    assert (await doors.send("DELETE", "/documents/d1?collection=default")).status_code == 204
-    assert doors.indexer.asked == [
-        ("list_documents", "default", frozenset({"staff"}), "abc", 7),
-        ("find_document", "default", "d1", frozenset({"staff"})),
-        ("delete_document", "default", "d1", frozenset({"staff"})),
-    ]
-
-
-async def test_a_caller_without_a_key_is_in_no_group(doors: Doors) -> None:
-    await doors.send("GET", "/documents")
-    assert doors.indexer.asked == [("list_documents", "default", frozenset(), None, 100)]
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/documents?collection=nope", 404),
-        ("GET", "/documents/d2", 404),
-        ("DELETE", "/documents/d2", 404),
-        ("DELETE", "/collections/nope", 404),
-        ("GET", "/documents?limit=0", 422),
-        ("GET", "/documents?limit=1001", 422),
-        ("GET", "/documents?limit=x", 422),
-        ("GET", "/documents?collection=", 422),
-        ("PUT", "/documents/d1", 415),
-        ("PATCH", "/collections", 415),
-        ("DELETE", "/documents", 405),
-    ],
-)
-async def test_what_is_not_there_or_wrong_is_a_problem(doors: Doors, method: str, path: str, status: int) -> None:
-    check_problem(await doors.send(method, path), status)
-
-
-async def test_collections_are_listed_made_and_deleted(doors: Doors) -> None:
-    listed = (await doors.send("GET", "/collections")).json()
-    assert listed == {"collections": [{"name": "default", "index_version": "v1"}]}
-    made = await doors.send("POST", "/collections", json={"name": "docs"})
-    assert (made.status_code, made.json()) == (201, {"name": "docs", "index_version": "v1"})
-    assert (await doors.send("POST", "/collections", json={"name": "default"})).status_code == 200
-    assert (await doors.send("DELETE", "/collections/default")).status_code == 204
-    for wrong in ({"name": "a b"}, {"name": ""}, {}, {"name": "a", "path": "x"}):
-        check_problem(await doors.send("POST", "/collections", json=wrong), 422)
-
-
-# --- the description ---
-
-
-def test_the_openapi_description_tells_what_the_routes_take_and_answer(doors: Doors) -> None:
-    paths = doors.api.openapi()["paths"]
-    upload = paths["/documents"]["post"]
-    assert set(upload["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
-    form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"file", "collection", "acl", "metadata", "source"}
-    text = upload["requestBody"]["content"]["application/json"]["schema"]
-    assert set(text["required"]) == {"text", "title", "source"}
-    assert set(upload["responses"]) == {"202", "400", "413", "415", "422", "429", "503"}
-    assert "Location" in upload["responses"]["202"]["headers"]
-    assert set(paths["/jobs/{job_id}"]["get"]["responses"]) == {"200", "404", "422"}
-    assert set(paths["/documents/{document_id}"]["delete"]["responses"]) == {"204", "404", "422", "503"}
-    assert set(paths["/collections"]["post"]["responses"]) >= {"200", "201", "409"}
-    for path, methods in paths.items():
-        if path.startswith(("/documents", "/jobs", "/collections")):
-            for method in methods.values():
-                refusals = [answer for status, answer in method["responses"].items() if status >= "400"]
-                assert refusals
-                assert all(set(answer["content"]) == {PROBLEM} for answer in refusals)
