@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.embedder import Embedder
-from deployments.generator import bind_generator
+from deployments.generator import Generator, generator_options
 from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
 from deployments.reranker import Reranker
@@ -36,14 +36,14 @@ def build_app(settings: Settings) -> Application:
     retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
     reranker = _deploy(Reranker, settings, serving.reranker, stage_requests)
     indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
-    generator = bind_generator(
-        settings,
-        {
-            "num_replicas": serving.generator.replicas,
-            **_limits(serving.max_inflight + SPARE_REQUESTS),
-            "graceful_shutdown_timeout_s": settings.deadlines.generate_s + 5,
-        },
+    generator_deployment: Any = serve.deployment(
+        Generator,
+        num_replicas=serving.generator.replicas,
+        **_limits(serving.max_inflight + SPARE_REQUESTS),
+        graceful_shutdown_timeout_s=settings.deadlines.generate_s + 5,
+        **generator_options(settings.generator, serving.generator),
     )
+    generator = generator_deployment.bind(settings, HEALTH_CHECK_TIMEOUT_S)
     orchestrator: Any = serve.deployment(
         serve.ingress(create_api(serving))(Orchestrator),
         **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),

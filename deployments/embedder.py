@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ray import serve
 
+from deployments.loading import load_behind
 from rag.config import Settings
 from rag.embed import SentenceEmbedder
 from rag.models import locate_model
@@ -30,7 +31,8 @@ class Embedder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.embedder
-        self._embedder = SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+        located = locate_model(settings.embedder.model, settings.cache_dir)
+        self._embedder = load_behind(lambda: SentenceEmbedder(settings.embedder, located))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)

