@@ -82,7 +82,7 @@ def reindex_collection(
     Texts are those stored where the splitter is unchanged, else the files are read again. When a file cannot be read,
     the report says so and nothing is switched. The same call again goes on where a killed one stopped, and does nothing
     where the current version is as wanted. `drain_s` is what a single call of a process that writes may take: the
-    switch waits for it, and for VERSIONS_TTL_S.
+    switch waits for it, and until every process knows of it.
 
     Raises UnknownCollectionError, StoreUnavailableError, ModelError, and RagError when another run takes over.
     """

@@ -66,14 +66,17 @@ class Indexes:
 class IndexRegistry:
     """The versions of all collections. Every method may raise StoreUnavailableError."""
 
-    def __init__(self, connection: MilvusConnection) -> None:
+    def __init__(self, connection: MilvusConnection, ttl_s: float = VERSIONS_TTL_S) -> None:
+        """`ttl_s`: how late a process may learn of a change; whoever changes something waits that long for the others,
+        so all processes have to have the same."""
         self._connection = connection
+        self._ttl_s = ttl_s
         self._known: dict[str, tuple[float, Indexes]] = {}
 
     def recall(self, collection: str) -> Indexes | None:
-        """What was read in the last VERSIONS_TTL_S; None when that is longer ago."""
-        read_at, indexes = self._known.get(collection, (-VERSIONS_TTL_S, None))
-        return indexes if time.monotonic() - read_at < VERSIONS_TTL_S else None
+        """What was read in the last `ttl_s`; None when that is longer ago."""
+        read_at, indexes = self._known.get(collection, (-self._ttl_s, None))
+        return indexes if time.monotonic() - read_at < self._ttl_s else None
 
     def forget(self, collection: str) -> None:
         """Drops what was read about the collection."""
@@ -137,7 +140,7 @@ class IndexRegistry:
         `drain_s` is what a single call of a writer may take.
         """
         switching = self._change(version, "switching")
-        time.sleep(VERSIONS_TTL_S + drain_s)
+        time.sleep(self._ttl_s + drain_s)
         return switching
 
     def allow_writes(self, version: IndexVersion) -> IndexVersion:
@@ -152,7 +155,7 @@ class IndexRegistry:
         """Removes versions with their rows; those that are ready only when no search can be on its way any more."""
         self._remove_rows(versions)
         if any(version.state == "ready" for version in versions):
-            time.sleep(VERSIONS_TTL_S + drain_s)
+            time.sleep(self._ttl_s + drain_s)
         self.drop_physical(versions)
 
     def drop_physical(self, versions: Iterable[IndexVersion]) -> int:

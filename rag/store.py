@@ -15,7 +15,7 @@ from pymilvus import MilvusException
 
 from rag.errors import InputError, StageError, StoreUnavailableError, UnknownCollectionError
 from rag.filters import And, Equals, Filter, compile_filter, compile_filter_after, visible_to
-from rag.index_versions import Indexes, IndexRegistry, ReadyIndex
+from rag.index_versions import VERSIONS_TTL_S, Indexes, IndexRegistry, ReadyIndex
 from rag.milvus import CONSISTENCY, NEEDS_BM25, MilvusConnection
 from rag.store_rows import (
     CHUNK_COLUMNS,
@@ -65,11 +65,12 @@ class MilvusStore:
         token: str | None = None,
         timeout_s: float = 10.0,
         fingerprint: IndexFingerprint | None = None,
+        versions_ttl_s: float = VERSIONS_TTL_S,
     ) -> None:
         self._connection = MilvusConnection(uri, token, timeout_s)
         self._timeout_s = timeout_s
         self._expected = fingerprint
-        self.registry = IndexRegistry(self._connection)
+        self.registry = IndexRegistry(self._connection, versions_ttl_s)
 
     # --- collections ---
 

@@ -22,7 +22,7 @@ from ingest.pipeline import ingest_documents
 from ingest.reindex import ReindexReport, drop_old_versions, reindex_collection
 from rag.errors import IndexMismatchError, RagError, StoreUnavailableError, UnknownCollectionError
 from rag.filters import Equals
-from rag.index_versions import VERSIONS_TTL_S, IndexVersion
+from rag.index_versions import IndexVersion
 from rag.store import MilvusStore
 from rag.types import Chunk, IndexFingerprint, StoredChunk
 from tests.pipeline_fakes import make_settings
@@ -35,7 +35,8 @@ ROOT = Path(__file__).parents[2]
 OLD = IndexFingerprint("old", 4, True, "", "", splitter="s", analyzer="1")
 NEW = replace(OLD, model="new", dimension=8)
 TIMEOUT_S = 20.0
-DRAIN_S = 1.0  # the writers here wait for nothing
+DRAIN_S = 0.2  # the writers here wait for nothing
+TTL_S = 0.5
 ROWS = 60
 
 
@@ -74,7 +75,7 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     opened: list[MilvusStore] = []
 
     def open_milvus(fingerprint: IndexFingerprint | None) -> MilvusStore:
-        opened.append(MilvusStore(uri, timeout_s=TIMEOUT_S, fingerprint=fingerprint))
+        opened.append(MilvusStore(uri, timeout_s=TIMEOUT_S, fingerprint=fingerprint, versions_ttl_s=TTL_S))
         return opened[-1]
 
     yield open_milvus
@@ -151,7 +152,7 @@ async def test_questions_go_on_and_each_answer_names_its_version(open_store: Ope
         await found(new_store, 4)
     embed = CountingEmbedder(4)
     report = reindex(open_store(other), embed, other)
-    await asyncio.sleep(VERSIONS_TTL_S + 1)  # each process learns of the switch a little later
+    await asyncio.sleep(TTL_S + 1)  # each process learns of the switch a little later
     anyone.stop()
     bound.stop()
     assert (anyone.failures, bound.failures) == ([], [])
@@ -241,12 +242,13 @@ def test_while_the_versions_are_switched_changes_are_refused(open_store: OpenSto
 
 KILLED = """
 import sys, time
-from tests.contract.test_reindex import NEW, TIMEOUT_S, CountingEmbedder, reindex
+from tests.contract.test_reindex import NEW, TIMEOUT_S, TTL_S, CountingEmbedder, reindex
 from rag.store import MilvusStore
 def told():
     print("batch", flush=True)
     time.sleep(0.1)
-reindex(MilvusStore(sys.argv[1], timeout_s=TIMEOUT_S, fingerprint=NEW), CountingEmbedder(8, meanwhile=told))
+store = MilvusStore(sys.argv[1], timeout_s=TIMEOUT_S, fingerprint=NEW, versions_ttl_s=TTL_S)
+reindex(store, CountingEmbedder(8, meanwhile=told))
 """
 
 
