@@ -10,6 +10,7 @@ from deployments.jobs import Job, JobDocument
 from ingest.journal import Journal
 from ingest.load import Failure, load_documents
 from ingest.pipeline import ingest_documents
+from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
 from rag.config import Settings
 from rag.types import CountTokens, IndexFingerprint, StoredDocument
@@ -43,7 +44,7 @@ def ingest_job(
         say=say,
         embed=embed,
         analyze=analyze,
-        count_tokens=count_tokens,
+        prepare=prepare_here(settings, count_tokens),
         fingerprint=fingerprint,
         settings=settings,
         collection=job.collection,

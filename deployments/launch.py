@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import importlib
 import os
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +24,12 @@ from typing import Any
 import psutil
 
 from deployments.proxy import BINARY_VARIABLE, script_path
+from deployments.ray_session import joined_address, ray_dir_of, short_dir, start_ray
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
-# A Unix socket's path may have 107 bytes, and Ray puts this much below its own folder.
-_RAY_SOCKET_CHARS = 65
 FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_TCP_NODELAY": "1",
@@ -69,8 +66,8 @@ def running_service(
         raise SettingsError(
             f"data_dir {settings.data_dir} cannot be written ({error.strerror}); set RAG_DATA_DIR"
         ) from error
-    ray_dir = _ray_dir(settings)
-    joined = os.environ.get("RAY_ADDRESS")
+    ray_dir = ray_dir_of(settings, "ray")
+    joined = joined_address()
     _set_environment(settings)
     # Only now: Serve reads the environment when it is imported.
     from ray.exceptions import RayError
@@ -99,7 +96,7 @@ def running_service(
             step(
                 "ray",
                 "starting Ray" if not joined else f"joining Ray at {joined}",
-                lambda: _start_ray(settings, ray_dir),
+                lambda: start_ray(settings, ray_dir, settings.serve.logical_cpus),
             )
             step("http", "starting the HTTP proxy", lambda: _start_serve(settings))
             if app_builder is None:
@@ -112,8 +109,8 @@ def running_service(
         finally:
             tell(lambda: say("stopping the service"))
             _stop(own_ray=not joined)
-            if _short_dir(settings) != ray_dir:
-                shutil.rmtree(_short_dir(settings), ignore_errors=True)
+            if short_dir(settings) != ray_dir:
+                shutil.rmtree(short_dir(settings), ignore_errors=True)
 
 
 def _last_line(error: Exception) -> str:
@@ -138,23 +135,9 @@ def _check_port(settings: Settings) -> None:
         raise SettingsError(f"port {port} on {host} {reason}; choose another with --port or RAG_SERVE__PORT") from error
 
 
-def _ray_dir(settings: Settings) -> Path:
-    """Where Ray keeps its session: under the data directory, or in a short folder when that is too long for sockets."""
-    wanted = settings.data_dir.resolve() / "ray"
-    if len(os.fsencode(wanted)) + _RAY_SOCKET_CHARS <= 107 and str(wanted).isascii():
-        return wanted
-    return _short_dir(settings)
-
-
-def _short_dir(settings: Settings) -> Path:
-    """The data directory's folder for sockets. HAProxy's paths may have 97 bytes, and Ray puts 70 below this folder."""
-    name = hashlib.sha256(os.fsencode(settings.data_dir.resolve())).hexdigest()[:10]
-    return Path(tempfile.gettempdir()) / f"rag-{name}"
-
-
 def _set_environment(settings: Settings) -> None:
     """What Ray and its children read when they start. Paths and ports of its own let services run side by side."""
-    haproxy = _short_dir(settings)
+    haproxy = short_dir(settings)
     metrics_port, stats_port = _free_ports(2)
     # The replicas' own HTTP ports, apart from another service's on this machine.
     first = 20000 + settings.serve.port % 400 * 100
@@ -195,31 +178,6 @@ def _free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def _start_ray(settings: Settings, ray_dir: Path) -> None:
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level="ERROR")
-        return
-    ray_dir.mkdir(parents=True, exist_ok=True)
-    _drop_old_sessions(ray_dir)
-    ray.init(
-        num_cpus=settings.serve.logical_cpus,
-        object_store_memory=settings.serve.object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=str(ray_dir),
-    )
-
-
-def _drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
-    """Old sessions' logs, all but the newest: nothing else would ever delete them."""
-    sessions = sorted(path for path in ray_dir.glob("session_2*") if path.is_dir() and not path.is_symlink())
-    for path in sessions[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _start_serve(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from ingest.chunk import embedding_text
 from ingest.journal import open_journal
 from ingest.load import Failure
 from ingest.pipeline import IngestReport, Progress, ingest_documents
+from ingest.prepare import prepare_here
 from ingest.publish import Analyze, EmbedPassages, searched_text
 from rag.config import Settings
 from rag.filters import And, Equals, Filter
@@ -162,7 +163,7 @@ class Files:
                 journal=journal,
                 embed=embed,
                 analyze=self.analyze,
-                count_tokens=self.count_tokens,
+                prepare=prepare_here(self.settings, self.count_tokens),
                 fingerprint=self.fingerprint,
                 settings=self.settings,
                 collection=new,

@@ -1,33 +1,28 @@
-"""Files -> a collection: load, parse, chunk, embed, publish, one document after the other.
+"""Files -> a collection: load, decide what is new, prepare, embed, publish, one document after the other.
 
 What a killed run left behind is finished, or removed, by the next one.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ingest.chunk import chunk_document
 from ingest.journal import Journal, Recorded, Unfinished
 from ingest.load import Failure, find_files, load_documents
-from ingest.parse import parse_document
+from ingest.prepare import Outcome, Prepare, Work
 from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher
 from ingest.recover import count_written, discard, is_gone, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import Equals
-from rag.types import Chunk, CountTokens, Document, IndexFingerprint, ParsedDocument
-
-logger = logging.getLogger(__name__)
-
-_MAX_PAGES_OF_CHUNK = 4096  # the most that a row of the store can list
+from rag.types import Document, IndexFingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +73,7 @@ def ingest_documents(
     journal: Journal,
     embed: EmbedPassages,
     analyze: Analyze,
-    count_tokens: CountTokens,
+    prepare: Prepare,
     fingerprint: IndexFingerprint,
     settings: Settings,
     say: Callable[[str], None],
@@ -101,7 +96,8 @@ def ingest_documents(
     A run that is killed anywhere is made good by the next one, whatever paths that is given: it finishes what was being
     written, and removes what cannot be finished. `say` is told what was found.
 
-    Memory holds one document's text and chunks, and the vectors of two batches. Raises StoreUnavailableError,
+    `prepare` reads the documents; what it leaves to be embedded is given to `embed`. With `prepare_here` memory holds
+    one document's text and chunks, and the vectors of two batches. Raises StoreUnavailableError,
     IndexMismatchError, ModelError and SettingsError; what was published up to there stays, and the same call again goes
     on from it.
     """
@@ -110,12 +106,11 @@ def ingest_documents(
     reconcile(store, collection, journal, say)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
         publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
-        run = _Run(publisher, count_tokens, fingerprint, settings, progress, found.files, sources or {})
+        run = _Run(publisher, fingerprint, settings, progress, found.files, sources or {})
         left_behind = _files_of_unfinished(journal).difference(found.files)
-        for path in found.files:
-            run.take_file(path, acl, metadata)
-        for path in sorted(left_behind):
-            run.take_left_behind(path)
+        with closing(prepare(run.find_works(sorted(left_behind), acl, metadata))) as prepared:
+            for work, outcome in prepared:
+                run.publish(work, outcome)
         publisher.finish()
     for entry in journal.all_unfinished():
         say(f"{entry.source}: an earlier run was stopped while writing it, and it cannot be finished now; removed")
@@ -139,7 +134,6 @@ class _Run:
     """The documents of one run, one after the other, and what became of them."""
 
     publisher: Publisher
-    count_tokens: CountTokens
     fingerprint: IndexFingerprint
     settings: Settings
     progress: Callable[[Progress], None] | None
@@ -163,7 +157,43 @@ class _Run:
     def journal(self) -> Journal:
         return self.publisher.journal
 
-    def take_file(self, path: Path, acl: Sequence[str], metadata: Mapping[str, Any] | None) -> None:
+    def find_works(
+        self, left_behind: Sequence[Path], acl: Sequence[str], metadata: Mapping[str, Any] | None
+    ) -> Iterator[Work]:
+        """What is to be read of the given files, then of those `left_behind`, which were not asked for: the documents
+        that a killed run was writing."""
+        for path in self.given:
+            yield from self._works_of(path, acl, metadata)
+            self.files += 1
+            self.show()
+        for path in left_behind:
+            yield from self._works_left_behind(path)
+
+    def publish(self, work: Work, outcome: Outcome) -> None:
+        """Hands on what was read of a document."""
+        if isinstance(outcome, DocumentError):
+            self._fail(work.document, str(outcome), work.source_bytes)
+            return
+        document, pending = work.document, work.pending
+        self.pages += outcome.pages_read
+        version = self.fingerprint.index_version
+        if pending is not None and _is_same(document, pending) and pending.index_version == version:
+            written = count_written(self.publisher.store, self.publisher.collection, pending, outcome.chunks)
+            entry = replace(pending, origin=work.path.as_posix(), written=written)
+        else:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            origin = work.path.as_posix()
+            facts = (document.document_id, document.revision, document.source, origin, document.acl, document.metadata)
+            entry = Unfinished(*facts, version, now)
+        self.publisher.add(
+            outcome,
+            replace(entry, moved_from=_place_of(work.moved) if work.moved else None),
+            source_bytes=work.source_bytes,
+            known=bool(work.known or work.moved),
+            to_remove=bool(work.known or work.moved or pending),
+        )
+
+    def _works_of(self, path: Path, acl: Sequence[str], metadata: Mapping[str, Any] | None) -> Iterator[Work]:
         whole = True
         limit = self.settings.ingest.max_file_bytes
         source = self.sources.get(path)
@@ -174,22 +204,22 @@ class _Run:
             elif (other := self.journal.mark_seen(document.document_id, path.as_posix())) is not None:
                 reason = f"this run took a document of that name from {other}; rename or remove one"
                 self._fail(document, reason, _bytes_of(document, path))
-            else:
-                self.take_document(document, path, keep_metadata=not metadata)
+            elif (work := self._work_of(document, path, keep_metadata=not metadata)) is not None:
+                yield work
         if whole:
             self.read_whole.add(path)
-        self.files += 1
-        self.show()
 
-    def take_left_behind(self, path: Path) -> None:
-        """Those documents of a file that was not asked for which a killed run was writing."""
+    def _works_left_behind(self, path: Path) -> Iterator[Work]:
         for document in load_documents(path, max_file_bytes=self.settings.ingest.max_file_bytes):
             if isinstance(document, Failure) or self.journal.unfinished(document.document_id) is None:
                 continue
             if self.journal.mark_seen(document.document_id, path.as_posix()) is None:
-                self.take_document(document, path, keep_metadata=True)
+                work = self._work_of(document, path, keep_metadata=True)
+                if work is not None:
+                    yield work
 
-    def take_document(self, document: Document, path: Path, *, keep_metadata: bool) -> None:
+    def _work_of(self, document: Document, path: Path, *, keep_metadata: bool) -> Work | None:
+        """None where the store holds the document as it is."""
         origin, size = path.as_posix(), _bytes_of(document, path)
         known = self.journal.recorded(document.document_id)
         pending = self.journal.unfinished(document.document_id)
@@ -202,30 +232,8 @@ class _Run:
                 self.journal.note_origin(document.document_id, origin)
             self.unchanged += 1
             self.skipped_bytes += size
-            return
-        try:
-            parsed = parse_document(document, self.settings.ingest, path)
-            chunks = _chunks(parsed, self.settings, self.count_tokens)
-        except DocumentError as error:
-            self._fail(document, str(error), size)
-            return
-        self.pages += len(parsed.pages)
-        version = self.fingerprint.index_version
-        if pending is not None and _is_same(document, pending) and pending.index_version == version:
-            written = count_written(self.publisher.store, self.publisher.collection, pending, chunks)
-            entry = replace(pending, origin=origin, written=written)
-        else:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            facts = (document.document_id, document.revision, document.source, origin, document.acl, document.metadata)
-            entry = Unfinished(*facts, version, now)
-        self.publisher.add(
-            parsed,
-            chunks,
-            replace(entry, moved_from=_place_of(moved) if moved else None),
-            source_bytes=size,
-            known=bool(known or moved),
-            to_remove=bool(known or moved or pending),
-        )
+            return None
+        return Work(document, path, size, known, pending, moved)
 
     def prune(self, folders: Sequence[Path]) -> int:
         """Removes the documents whose place in a file, or whose file in one of the folders, is gone; how many."""
@@ -300,21 +308,6 @@ def _size(path: Path) -> int:
 
 def _bytes_of(document: Document, path: Path) -> int:
     return _size(path) if document.part is None else document.part[1] - document.part[0]
-
-
-def _chunks(parsed: ParsedDocument, settings: Settings, count_tokens: CountTokens) -> list[Chunk]:
-    chunks = chunk_document(parsed, settings.chunk, count_tokens)
-    if not chunks:
-        raise DocumentError("it holds no text beside headings and white space; write some or leave it out")
-    if any(len(chunk.page_starts) > _MAX_PAGES_OF_CHUNK for chunk in chunks):
-        raise DocumentError(
-            f"more than {_MAX_PAGES_OF_CHUNK:,} of its pages in a row hold next to no text; "
-            "add a text layer first, for example: ocrmypdf IN OUT"
-        )
-    if parsed.skipped_pages:
-        source, count = parsed.document.source, len(parsed.pages)
-        logger.warning("%s: %d of its %d pages could not be read", source, parsed.skipped_pages, count)
-    return chunks
 
 
 def _keep_what_is_not_given(document: Document, before: Recorded | Unfinished | None, keep_metadata: bool) -> Document:

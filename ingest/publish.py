@@ -15,8 +15,9 @@ import numpy as np
 
 from ingest.chunk import embedding_text
 from ingest.journal import Journal, Unfinished
+from ingest.prepare import Prepared
 from rag.filters import And, Equals, Filter, NotEquals
-from rag.types import Chunk, IndexFingerprint, ParsedDocument, StoredChunk, StoredDocument
+from rag.types import Chunk, IndexFingerprint, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
 
@@ -58,9 +59,8 @@ def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished) -> No
 class _Unpublished:
     """A document on its way into the store: what its rows share, how many are to come, and the one kept for last."""
 
-    parsed: ParsedDocument
+    prepared: Prepared
     entry: Unfinished
-    chunks: int
     known: bool
     to_remove: bool
     bytes_per_chunk: float
@@ -95,8 +95,7 @@ class Publisher:
 
     def add(
         self,
-        parsed: ParsedDocument,
-        chunks: Sequence[Chunk],
+        prepared: Prepared,
         entry: Unfinished,
         *,
         source_bytes: int,
@@ -107,10 +106,10 @@ class Publisher:
 
         `known`: it replaces a stored document. `to_remove`: rows of another revision or document may be there.
         """
-        left = [chunk for chunk in chunks if not 1 <= chunk.ordinal <= entry.written]
-        each = source_bytes / len(chunks)
-        self.source_bytes += each * (len(chunks) - len(left))
-        unpublished = _Unpublished(parsed, entry, len(chunks), known, to_remove, each, to_come=len(left))
+        left = [chunk for chunk in prepared.chunks if not 1 <= chunk.ordinal <= entry.written]
+        each = source_bytes / len(prepared.chunks)
+        self.source_bytes += each * (len(prepared.chunks) - len(left))
+        unpublished = _Unpublished(prepared, entry, known, to_remove, each, to_come=len(left))
         self._waiting.extend((unpublished, chunk) for chunk in left)
         while len(self._waiting) >= self.batch:
             self._write_batch()
@@ -123,9 +122,20 @@ class Publisher:
 
     def _write_batch(self) -> None:
         batch, self._waiting = self._waiting[: self.batch], self._waiting[self.batch :]
-        vectors = self.embed([embedding_text(chunk) for _, chunk in batch])
+        vectors = self._vectors(batch)
         self._wait()
         self._being_written = self.writer.submit(self._publish, batch, vectors)
+
+    def _vectors(self, batch: Sequence[tuple[_Unpublished, Chunk]]) -> np.ndarray:
+        """float32 (batch, dim): those that the documents came with, the others embedded together."""
+        missing = [embedding_text(chunk) for unpublished, chunk in batch if unpublished.prepared.vectors is None]
+        embedded = iter(self.embed(missing)) if missing else iter(())
+        return np.stack(
+            [
+                next(embedded) if (vectors := unpublished.prepared.vectors) is None else vectors[chunk.ordinal]
+                for unpublished, chunk in batch
+            ]
+        )
 
     def _wait(self) -> None:
         if self._being_written is not None:
@@ -163,24 +173,24 @@ class Publisher:
         for unpublished in documents:
             if unpublished.to_remove:
                 remove_replaced(self.store, self.collection, unpublished.entry)
-        self.journal.finish([(unpublished.entry, unpublished.chunks) for unpublished in documents])
+        self.journal.finish([(unpublished.entry, len(unpublished.prepared.chunks)) for unpublished in documents])
         replaced = sum(unpublished.known for unpublished in documents)
         self.replaced += replaced
         self.added += len(documents) - replaced
 
     def _row(self, unpublished: _Unpublished, chunk: Chunk, vector: np.ndarray) -> StoredChunk:
-        parsed = unpublished.parsed
-        title = parsed.title[:_MAX_TITLE_CHARS]
+        prepared = unpublished.prepared
+        title = prepared.title[:_MAX_TITLE_CHARS]
         return StoredChunk(
             chunk=chunk,
             vector=vector,
             analyzed=self.analyze(searched_text(title, chunk)),
             title=title,
-            source=parsed.document.source,
-            acl=parsed.document.acl,
-            metadata=parsed.document.metadata,
-            document_chunks=unpublished.chunks,
-            document_pages=len(parsed.pages) if parsed.paged else None,
+            source=prepared.document.source,
+            acl=prepared.document.acl,
+            metadata=prepared.document.metadata,
+            document_chunks=len(prepared.chunks),
+            document_pages=prepared.pages,
             updated_at=unpublished.entry.updated_at,
         )
 

@@ -15,14 +15,18 @@ from ingest.copy_chunks import Files, StoredTexts
 from ingest.fingerprint import index_fingerprint
 from ingest.journal import open_journal
 from ingest.pipeline import IngestReport, Progress, ingest_documents
+from ingest.prepare import Prepare
 from ingest.reindex import ReindexReport, reindex_collection
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
 from rag.models import load_token_counter, locate_model
+from rag.types import CountTokens
 
 PLAIN_LINE_EVERY_S = 5.0
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} files{postfix}"
+
+ChoosePrepare = Callable[[Settings, CountTokens, Callable[[str], None]], Prepare]
 
 
 class LazyEmbedder:
@@ -89,11 +93,13 @@ def run_ingest(
     acl: Sequence[str],
     metadata: Mapping[str, Any],
     prune: bool,
+    choose_prepare: ChoosePrepare,
     say: Callable[[str], None],
 ) -> IngestReport:
     """Ingests paths into a collection of the settings' store; progress goes to `say` or a bar on stderr.
 
-    One process at a time ingests into a collection: another waits, and says so. Raises StoreUnavailableError,
+    `choose_prepare` makes, of the settings and a token counter, what reads the documents. One process at a time ingests
+    into a collection: another waits, and says so. Raises StoreUnavailableError,
     IndexMismatchError, ModelError and SettingsError; a document that fails is in the report.
     """
     fingerprint = index_fingerprint(settings)
@@ -110,7 +116,7 @@ def run_ingest(
                 journal=journal,
                 embed=LazyEmbedder(settings, say),
                 analyze=analyze,
-                count_tokens=count_tokens,
+                prepare=choose_prepare(settings, count_tokens, say),
                 fingerprint=fingerprint,
                 settings=settings,
                 collection=collection,

@@ -79,6 +79,7 @@ def ingest(
 ) -> None:
     """Read files, folders and globs into a collection."""
     pairs = [_pair(one) for one in metadata]
+    from deployments.bulk import prepare_in_bulk
     from ingest.run import run_ingest
     from rag.metadata import read_metadata
 
@@ -92,6 +93,7 @@ def ingest(
         acl=acl,
         metadata=read_metadata(pairs, settings.store.metadata_fields),
         prune=prune,
+        choose_prepare=prepare_in_bulk,
         say=say,
     )
     if as_json:

@@ -68,6 +68,10 @@ class IngestSettings(StepSettings):
     ocr: bool = Field(False, description="PDF pages without text are read from their image; needs the extra `ocr`")
     ocr_languages: str = Field("eng+kor", min_length=1, description="tesseract's names of them, joined by +")
     embed_batch: int = Field(256, ge=1, description="chunks sorted by length and embedded together")
+    ray_documents: int | None = Field(
+        1000, ge=1, description="from so many new documents on `rag ingest` reads and embeds over Ray Data; none: never"
+    )
+    ray_embedders: int = Field(1, ge=1, description="models that Ray Data loads to embed with")
 
 
 class RetrievalSettings(StepSettings):

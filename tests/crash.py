@@ -17,6 +17,7 @@ from pymilvus import MilvusClient
 
 from ingest.journal import open_journal
 from ingest.pipeline import IngestReport, ingest_documents
+from ingest.prepare import prepare_here
 from rag.config import Settings, load_settings
 from rag.connect import open_store
 from rag.store import MilvusStore
@@ -77,7 +78,7 @@ def ingest(settings: Settings, store: MilvusStore, collection: str, folder: Path
             journal=journal,
             embed=lambda texts: HashEmbedder().encode(texts, "passage"),
             analyze=str.lower,
-            count_tokens=count_words,
+            prepare=prepare_here(settings, count_words),
             fingerprint=FINGERPRINT,
             settings=settings,
             say=print,

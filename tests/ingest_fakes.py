@@ -14,6 +14,7 @@ import numpy as np
 
 from ingest.journal import Journal, Unfinished
 from ingest.pipeline import IngestReport, ingest_documents
+from ingest.prepare import prepare_here
 from rag.config import Settings, load_settings
 from rag.filters import Filter
 from rag.types import IndexFingerprint, StoredChunk
@@ -61,6 +62,7 @@ def ingest(store: Any, *paths: Path | str, settings: Settings | None = None, **o
     """A run over a Store; `journal` opens its journal, `said` collects what the run says."""
     open_journal: Callable[[Path, str], Journal] = options.pop("journal", Journal)
     said: list[str] = options.pop("said", [])
+    chosen = settings or small_settings()
     with open_journal(store.journal, "memory") as journal:
         return ingest_documents(
             [str(path) for path in paths],
@@ -68,9 +70,9 @@ def ingest(store: Any, *paths: Path | str, settings: Settings | None = None, **o
             journal=journal,
             embed=options.pop("embed", embed),
             analyze=options.pop("analyze", str.lower),
-            count_tokens=count_words,
+            prepare=options.pop("prepare", prepare_here(chosen, count_words)),
             fingerprint=options.pop("fingerprint", FINGERPRINT),
-            settings=settings or small_settings(),
+            settings=chosen,
             say=said.append,
             collection=COLLECTION,
             **options,

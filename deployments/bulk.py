@@ -1,0 +1,202 @@
+"""Many documents at once: read and embedded by Ray Data, on this machine or on a cluster, and published here.
+
+    works -> object store -> read, parse, chunk (tasks) -> embed (actors) -> this process, in order -> Milvus
+
+What is decided and what is written stays with the one process that holds the journal: a run over Ray Data is killed,
+and made good, like any other. On a cluster the files must have the same paths on every node.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deployments.ray_session import joined_address, ray_dir_of, start_ray
+from ingest.chunk import embedding_text
+from ingest.prepare import Outcome, Prepare, Work, prepare_document, prepare_here
+from rag.config import Settings
+from rag.embed import SentenceEmbedder
+from rag.errors import DocumentError, SettingsError, StageError
+from rag.models import load_token_counter, locate_model
+from rag.types import Chunk, CountTokens
+
+_WORKS_PER_BLOCK = 32  # one task reads them: a PDF may take seconds, a row of JSON lines a millisecond
+_LOG = "ingest.log"
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What comes with a document's first row: `shared` has no chunks yet, `chunks` says how many rows there are."""
+
+    work: Work
+    shared: Outcome
+    chunks: int = 1
+
+
+def prepare_in_bulk(settings: Settings, count_tokens: CountTokens, say: Callable[[str], None]) -> Prepare:
+    """Reads and embeds over Ray Data where there are at least `ingest.ray_documents` documents; else reads here.
+
+    Raises SettingsError when Ray's log cannot be written, and StageError naming the logs when Ray fails.
+    """
+    here, enough = prepare_here(settings, count_tokens), settings.ingest.ray_documents
+
+    def prepare(works: Iterable[Work]) -> Generator[tuple[Work, Outcome], None, None]:
+        if enough is None:
+            yield from here(works)
+            return
+        coming = iter(works)
+        first = list(islice(coming, enough))
+        if len(first) < enough:
+            yield from here(first)
+            return
+        with _ray(settings, say):
+            yield from _over_ray(chain(first, coming), settings)
+
+    return prepare
+
+
+def _over_ray(works: Iterable[Work], settings: Settings) -> Iterator[tuple[Work, Outcome]]:
+    import pyarrow
+    import ray
+    from ray.data import ActorPoolStrategy, from_arrow_refs
+
+    # To the object store, which spills to the disk: this process never holds more than a block of them.
+    blocks = []
+    rest = iter(works)
+    while block := [pickle.dumps(work) for work in islice(rest, _WORKS_PER_BLOCK)]:
+        blocks.append(ray.put(pyarrow.table({"work": block})))
+    batch = settings.ingest.embed_batch
+    rows = (
+        from_arrow_refs(blocks)
+        .flat_map(_read, fn_kwargs={"settings": settings}, num_cpus=1)
+        .map_batches(
+            _Embed,
+            fn_constructor_kwargs={"settings": settings},
+            batch_size=batch,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=settings.ingest.ray_embedders),
+            num_cpus=settings.embedder.threads,
+            num_gpus=settings.serve.embedder.num_gpus,
+        )
+    )
+    yield from _join(rows.iter_batches(batch_size=batch, batch_format="numpy"))
+
+
+@functools.cache
+def _token_counter(located: str) -> CountTokens:
+    return load_token_counter(located)
+
+
+def _read(row: dict[str, Any], settings: Settings) -> Iterator[dict[str, Any]]:
+    """A work -> a row for each chunk: `head` in the first, `text` to be embedded. A single row, without a text, where
+    the document cannot be read."""
+    work: Work = pickle.loads(row["work"])
+    count_tokens = _token_counter(locate_model(settings.embedder.model, settings.cache_dir))
+    try:
+        prepared = prepare_document(work.document, work.path, settings, count_tokens)
+    except DocumentError as error:
+        yield {"head": pickle.dumps(_Head(work, error)), "chunk": b"", "text": ""}
+        return
+    head = pickle.dumps(_Head(work, replace(prepared, chunks=()), len(prepared.chunks)))
+    for chunk in prepared.chunks:
+        yield {"head": head, "chunk": pickle.dumps(chunk), "text": embedding_text(chunk)}
+        head = b""
+
+
+class _Embed:
+    """The rows with `vector`, float32 (rows, dim), in place of `text`; zeros where there is no text."""
+
+    def __init__(self, settings: Settings) -> None:
+        located = locate_model(settings.embedder.model, settings.cache_dir)
+        self._embedder = SentenceEmbedder(settings.embedder, located)
+
+    def __call__(self, columns: Columns) -> Columns:
+        texts = columns.pop("text")
+        given = np.flatnonzero(texts != "")
+        columns["vector"] = np.zeros((len(texts), self._embedder.dimension), dtype=np.float32)
+        if len(given):
+            columns["vector"][given] = self._embedder.encode(texts[given].tolist(), "passage")
+        return columns
+
+
+def _join(batches: Iterable[Columns]) -> Iterator[tuple[Work, Outcome]]:
+    """The rows, in order, as documents."""
+    head: _Head | None = None
+    chunks: list[Chunk] = []
+    vectors: list[np.ndarray] = []
+    for columns in batches:
+        for row, packed in enumerate(columns["head"]):
+            head = pickle.loads(packed) if packed else head
+            assert head is not None
+            if isinstance(head.shared, DocumentError):
+                yield head.work, head.shared
+                continue
+            chunks.append(pickle.loads(columns["chunk"][row]))
+            vectors.append(columns["vector"][row])
+            if len(chunks) == head.chunks:
+                yield head.work, replace(head.shared, chunks=tuple(chunks), vectors=np.stack(vectors))
+                chunks, vectors = [], []
+
+
+@contextmanager
+def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
+    """Ray started or joined, with Ray Data in order and silent; what native code prints goes to a file."""
+    logs = settings.data_dir / "logs"
+    own = joined_address() is None
+    with _native_stderr_to(logs / _LOG):
+        import ray
+        from ray.data import DataContext
+        from ray.exceptions import RayError
+
+        say(f"many documents: reading and embedding them over Ray Data{'' if own else f' at {joined_address()}'}")
+        for handler in logging.getLogger("ray.data").handlers:
+            handler.setLevel(logging.CRITICAL)
+        ray_dir = ray_dir_of(settings, "ray-ingest")
+        try:
+            embedding = settings.ingest.ray_embedders * settings.embedder.threads
+            start_ray(settings, ray_dir, (os.cpu_count() or 1) + embedding)
+            context = DataContext.get_current()
+            context.enable_progress_bars = False
+            context.execution_options.preserve_order = True
+            yield
+        except (RayError, ConnectionError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[-1] if lines else type(error).__name__
+            raise StageError("ingest", f"{reason}; what Ray printed is in {logs}, its own logs in {ray_dir}") from error
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """File descriptor 2 to a file, while Python's own sys.stderr stays where it was."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written ({error.strerror}); set RAG_DATA_DIR") from error
+    sys.stderr.flush()
+    real, python = os.dup(2), sys.stderr
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stderr = os.fdopen(real, "w", buffering=1, encoding=python.encoding, errors=python.errors)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(sys.stderr.fileno(), 2)
+        sys.stderr.close()
+        sys.stderr = python

@@ -1,0 +1,59 @@
+"""A Ray of our own: where it keeps its session, started or joined."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from rag.config import Settings
+
+# A Unix socket's path may have 107 bytes, and Ray puts this much below its own folder.
+_RAY_SOCKET_CHARS = 65
+
+
+def ray_dir_of(settings: Settings, name: str) -> Path:
+    """Where a Ray keeps its session: `name` in the data directory, or a short folder where sockets need one."""
+    wanted = settings.data_dir.resolve() / name
+    if len(os.fsencode(wanted)) + _RAY_SOCKET_CHARS <= 107 and str(wanted).isascii():
+        return wanted
+    return short_dir(settings, "" if name == "ray" else f"-{name}")
+
+
+def short_dir(settings: Settings, suffix: str = "") -> Path:
+    """The data directory's folder for sockets. HAProxy's paths may have 97 bytes, and Ray puts 70 below this folder."""
+    name = hashlib.sha256(os.fsencode(settings.data_dir.resolve())).hexdigest()[:10]
+    return Path(tempfile.gettempdir()) / f"rag-{name}{suffix}"
+
+
+def joined_address() -> str | None:
+    """The address of the Ray that is joined; None: one is started here."""
+    return os.environ.get("RAY_ADDRESS")
+
+
+def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
+    """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`."""
+    import ray
+
+    if joined_address() is not None:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        return
+    ray_dir.mkdir(parents=True, exist_ok=True)
+    _drop_old_sessions(ray_dir)
+    ray.init(
+        num_cpus=num_cpus,
+        object_store_memory=settings.serve.object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(ray_dir),
+    )
+
+
+def _drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
+    """Old sessions' logs, all but the newest: nothing else would ever delete them."""
+    sessions = sorted(path for path in ray_dir.glob("session_2*") if path.is_dir() and not path.is_symlink())
+    for path in sessions[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)

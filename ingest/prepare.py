@@ -1,0 +1,89 @@
+"""A document -> its chunks: what ingestion does without the store or the journal, so that it may be done anywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ingest.chunk import chunk_document
+from ingest.journal import Recorded, Unfinished
+from ingest.parse import parse_document
+from rag.config import Settings
+from rag.errors import DocumentError
+from rag.types import Chunk, CountTokens, Document
+
+logger = logging.getLogger(__name__)
+
+_MAX_PAGES_OF_CHUNK = 4096  # the most that a row of the store can list
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A document to be read: where its bytes are, how many, and what is known of it.
+
+    `known` is its complete revision, `pending` the one that a killed run left, `moved` the document that it takes the
+    place of.
+    """
+
+    document: Document
+    path: Path
+    source_bytes: int
+    known: Recorded | None = None
+    pending: Unfinished | None = None
+    moved: Recorded | Unfinished | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A document's chunks, by ordinal, and what its rows say of it. `pages` is None where the format has none.
+
+    `vectors` is float32 (chunks, dim), rows of L2 norm 1; None: they are still to be embedded.
+    """
+
+    document: Document
+    title: str
+    pages_read: int
+    pages: int | None
+    chunks: tuple[Chunk, ...]
+    vectors: np.ndarray | None = None
+
+
+# What became of a work: its chunks, or why it cannot be read.
+Outcome = Prepared | DocumentError
+# Works -> each with its outcome, in the same order.
+Prepare = Callable[[Iterable[Work]], Generator[tuple[Work, Outcome], None, None]]
+
+
+def prepare_document(document: Document, path: Path, settings: Settings, count_tokens: CountTokens) -> Prepared:
+    """Parses and chunks the file at `path`, which must still have the document's revision. Raises DocumentError."""
+    parsed = parse_document(document, settings.ingest, path)
+    chunks = chunk_document(parsed, settings.chunk, count_tokens)
+    if not chunks:
+        raise DocumentError("it holds no text beside headings and white space; write some or leave it out")
+    if any(len(chunk.page_starts) > _MAX_PAGES_OF_CHUNK for chunk in chunks):
+        raise DocumentError(
+            f"more than {_MAX_PAGES_OF_CHUNK:,} of its pages in a row hold next to no text; "
+            "add a text layer first, for example: ocrmypdf IN OUT"
+        )
+    pages = len(parsed.pages)
+    if parsed.skipped_pages:
+        logger.warning("%s: %d of its %d pages could not be read", document.source, parsed.skipped_pages, pages)
+    return Prepared(document, parsed.title, pages, pages if parsed.paged else None, tuple(chunks))
+
+
+def prepare_here(settings: Settings, count_tokens: CountTokens) -> Prepare:
+    """One document after the other, in this process."""
+
+    def prepare(works: Iterable[Work]) -> Generator[tuple[Work, Outcome], None, None]:
+        for work in works:
+            try:
+                outcome: Outcome = prepare_document(work.document, work.path, settings, count_tokens)
+            except DocumentError as error:
+                outcome = error
+            yield work, outcome
+
+    return prepare
