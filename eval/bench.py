@@ -90,12 +90,14 @@ def to_hit(passage: dict[str, Any]) -> Hit:
     return Hit(chunk, passage["title"], passage["source"], passage["score"], Scores())
 
 
-def run_raw(kind: str, task: dict[str, Any], variables: dict[str, str], folder: Path) -> dict[str, Any]:
+def run_raw(
+    kind: str, task: dict[str, Any], variables: dict[str, str], folder: Path, timeout_s: float = RAW_TIMEOUT_S
+) -> dict[str, Any]:
     """A task of eval.raw in a process of its own."""
     task_path, result_path = folder / f"{kind}-task.json", folder / f"{kind}-result.json"
     task_path.write_text(json.dumps(task), encoding="utf-8")
     command = [sys.executable, "-m", "eval.raw", kind, str(task_path), str(result_path)]
-    run_child(with_variables(variables, command), folder / f"{kind}.txt", RAW_TIMEOUT_S)
+    run_child(with_variables(variables, command), folder / f"{kind}.txt", timeout_s)
     result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
     return result
 
