@@ -38,7 +38,7 @@ from typing import Any
 from eval.bench_http import CONCURRENCY, EXAMPLES, WARM_UP_TOKENS, Plan, measure_service, say
 from eval.bench_service import BenchError, ingest, run_child, started_service, with_variables
 from eval.bench_tables import format_report
-from eval.hardware import TreeMemory, describe_machine
+from eval.hardware import TreeUse, describe_machine
 from eval.load import RequestError
 from rag.config import Settings, load_settings
 from rag.errors import RagError
@@ -149,7 +149,7 @@ def run_bench(plan: Plan, url: str | None, folder: Path) -> dict[str, Any]:
         say("starting the service")
         with started_service(variables, folder / "serve.txt") as service:
             report["startup_s"] = service.startup_s
-            with TreeMemory(service.pid) as memory:
+            with TreeUse(service.pid) as memory:
                 say("ingesting the examples")
                 ingested = ingest(variables, EXAMPLES / "corpus")
                 report["ingest"] = {"chunks": ingested["chunks"], "seconds": ingested["seconds"]}

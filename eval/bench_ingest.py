@@ -4,18 +4,20 @@ Each PATH is a folder in BEIR layout (corpus.jsonl), a JSON-lines file, as .gz t
 documents, each text once, are mixed and cut where the product's own splitter has made the chunks wanted. Then, one
 after the other and each in a process of its own:
 
-start-up    `rag ingest` of one short row into a new data directory: importing, Milvus and the model started, and all of
-            it ended again. The faster of two runs, so that what is taken for start-up is never too much.
+start-up    `rag ingest` of one short row into a new data directory: imports, Milvus, the model and, for sizes that go
+            over Ray Data, Ray, all started and ended again. The faster of two runs, so that what is taken for start-up
+            is never too much.
 for a size  raw, ingest, raw: a machine's speed wanders, and what lies between two others is compared with both.
 raw         SentenceEmbedder.encode of exactly the texts that ingestion embeds, in one call, the model loaded and warm.
 ingest      the real `rag ingest --json` into a new data directory: reading, splitting, embedding, word analysis,
-            writing to the embedded Milvus and its journal.
+            writing to the embedded Milvus and its journal. The settings decide whether it takes Ray Data;
+            RAG_INGEST__RAY_DOCUMENTS=1000000 keeps it in one process.
 
 Two ratios to raw chunks/s, both of the chunks that were stored: `whole` has every second of the command, start-up and
 end included; `steady` leaves out the start-up run's seconds, and is what a larger ingest comes near to.
 
-Memory: the command's peak RSS as the kernel counts it, and the sampled peak PSS of the embedded Milvus, which is no
-child of it. CPU seconds say how much of the difference is work; the rest is waiting.
+Memory: the peak of the summed PSS of the command and all below it, Ray included; of the embedded Milvus, which is no
+child of it; and the command's own peak RSS as the kernel counts it. CPU seconds say how much of the difference is work.
 
 The last line of stdout is one JSON document.
 """
@@ -38,9 +40,9 @@ import psutil
 
 from eval.bench import git_commit, ratio, run_raw, work_folder
 from eval.bench_http import say
-from eval.bench_service import RAG, BenchError, tail, with_variables
+from eval.bench_service import RAG, BenchError, kill_tree, tail, with_variables
 from eval.bench_tables import format_table
-from eval.hardware import TreeMemory, describe_machine
+from eval.hardware import TreeUse, describe_machine
 from eval.pool import Cut, cut_pool, pool_sets, write_cut, write_rows
 from rag.config import Settings, load_settings
 from rag.errors import RagError
@@ -52,32 +54,28 @@ MILVUS_STOP_S = 60
 POLL_S = 0.05
 
 
-def run_ingest(path: Path, folder: Path) -> dict[str, Any]:
+def run_ingest(path: Path, data: Path, variables: dict[str, str]) -> dict[str, Any]:
     """`rag ingest --json` of a file into a new data directory, timed, with memory and CPU seconds of it and of Milvus.
 
     Milvus is stopped before this returns. Raises BenchError when the command fails or a document does.
     """
-    folder.mkdir()
-    data, output, log = folder / "data", folder / "report.json", folder / "log.txt"
-    command = with_variables({"RAG_DATA_DIR": str(data)}, [RAG, "ingest", str(path), "--json"])
+    output, log = data.with_suffix(".json"), data.with_suffix(".txt")
+    command = with_variables({**variables, "RAG_DATA_DIR": str(data)}, [RAG, "ingest", str(path), "--json"])
     began = time.perf_counter()
     with output.open("wb") as results, log.open("wb") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=results, stderr=errors)
     keeper: psutil.Process | None = None
     try:
-        with TreeMemory(process.pid) as memory:
+        with TreeUse(process.pid) as used:
             keeper = _wait_for_milvus(data, process, log)
-            with TreeMemory(keeper.pid) as milvus_memory:
+            with TreeUse(keeper.pid) as used_by_milvus:
                 _, status, usage = os.wait4(process.pid, 0)
                 seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise BenchError(f"rag ingest {path} ended with {process.returncode}: {tail(log)}")
-        milvus_cpu_s = sum(sum(one.cpu_times()[:2]) for one in (keeper, *keeper.children(recursive=True)))
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        kill_tree(process)
         if keeper is not None:
             _stop(keeper)
     report = json.loads(output.read_text(encoding="utf-8"))
@@ -86,11 +84,9 @@ def run_ingest(path: Path, folder: Path) -> dict[str, Any]:
         "documents": report["documents"]["added"],
         "command_s": round(seconds, 2),
         "reported_s": report["seconds"],
-        "command_cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "command_peak_rss_mib": round(usage.ru_maxrss / 1024),
-        "command_memory": memory.summary(),
-        "milvus_cpu_s": round(milvus_cpu_s, 1),
-        "milvus_memory": milvus_memory.summary(),
+        "command": used.summary(),
+        "milvus": used_by_milvus.summary(),
     }
 
 
@@ -111,15 +107,23 @@ def _stop(keeper: psutil.Process) -> None:
         keeper.wait(MILVUS_STOP_S)
 
 
-def measure_startup(folder: Path) -> dict[str, Any]:
-    """The faster of two runs of the command over one short row."""
+def measure_startup(over_ray: bool, folder: Path) -> dict[str, Any]:
+    """The faster of two runs of the command over one short row, by the way that a size takes."""
     path = folder / "one.jsonl"
     write_rows(path, [{"id": "one", "title": "One", "text": "A text of a single chunk."}])
-    runs = [run_ingest(path, folder / f"startup-{number}") for number in (1, 2)]
-    return min(runs, key=lambda run: float(run["command_s"]))
+    variables = {"RAG_INGEST__RAY_DOCUMENTS": "1"} if over_ray else {}
+    # Names are short: Ray's sockets lie in the data directory only where its path is.
+    names = [f"{'r' if over_ray else 's'}{number}" for number in (1, 2)]
+    runs = [run_ingest(path, folder / name, variables) for name in names]
+    return {"over_ray": over_ray, **min(runs, key=lambda run: float(run["command_s"]))}
 
 
-def measure_size(cut: Cut, pool: Path, startup_s: float, folder: Path) -> dict[str, Any]:
+def goes_over_ray(cut: Cut, settings: Settings) -> bool:
+    """Whether `rag ingest` reads and embeds these documents over Ray Data."""
+    return settings.ingest.ray_documents is not None and cut.documents >= settings.ingest.ray_documents
+
+
+def measure_size(cut: Cut, pool: Path, startup: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One size: raw, ingest, raw. Raises BenchError where ingestion made other chunks than were encoded."""
     count = len(cut.texts)
     path = write_cut(cut, pool, folder)
@@ -127,12 +131,18 @@ def measure_size(cut: Cut, pool: Path, startup_s: float, folder: Path) -> dict[s
     say(f"{count} chunks: raw encode")
     before = run_raw("passages", task, {}, folder, RAW_TIMEOUT_S)
     say(f"{count} chunks: rag ingest")
-    ingested = run_ingest(path, folder / f"ingest-{count}")
+    ingested = run_ingest(path, folder / str(count), {})
     if ingested["chunks"] != count:
         raise BenchError(f"rag ingest stored {ingested['chunks']} chunks, the splitter made {count} before")
     say(f"{count} chunks: raw encode again")
     after = run_raw("passages", task, {}, folder, RAW_TIMEOUT_S)
-    return {"split_s": round(cut.split_s, 1), **compare(ingested, before, after, startup_s), "raw": [before, after]}
+    return {
+        "over_ray": startup["over_ray"],
+        "startup_s": startup["command_s"],
+        "split_s": round(cut.split_s, 1),
+        **compare(ingested, before, after, startup["command_s"]),
+        "raw": [before, after],
+    }
 
 
 def compare(
@@ -160,8 +170,12 @@ def run_bench(paths: Sequence[Path], wanted: Sequence[int], limit: int | None, f
     report: dict[str, Any] = {"commit": git_commit(), "hardware": describe_machine(), "limit": limit}
     pool, cuts = make_cuts(paths, wanted, limit, settings, folder)
     say("start-up")
-    report["startup"] = measure_startup(folder)
-    report["sizes"] = [measure_size(cut, pool, report["startup"]["command_s"], folder) for cut in cuts]
+    ways = [goes_over_ray(cut, settings) for cut in cuts]
+    startups = {over_ray: measure_startup(over_ray, folder) for over_ray in sorted(set(ways))}
+    report["startups"] = list(startups.values())
+    report["sizes"] = [
+        measure_size(cut, pool, startups[over_ray], folder) for cut, over_ray in zip(cuts, ways, strict=True)
+    ]
     report["sets"] = [path.resolve().name for path in paths]
     report["settings"] = settings.model_dump(mode="json")
     report["bench_s"] = round(time.perf_counter() - began, 1)
@@ -188,65 +202,43 @@ def make_cuts(
 
 def format_report(report: dict[str, Any]) -> str:
     """Two tables for people: speed, then memory and CPU seconds."""
-    machine, startup = report["hardware"], report["startup"]
-    speed = [
-        (
-            size["chunks"],
-            size["documents"],
-            size["command_s"],
-            size["chunks_per_s"],
-            size["steady_chunks_per_s"],
-            *(raw["texts_per_s"] for raw in size["raw"]),
-            size["ratio_whole"],
-            size["ratio_steady"],
-        )
-        for size in report["sizes"]
-    ]
-    speed_header = (
-        "chunks",
-        "documents",
-        "command s",
-        "chunks/s whole",
-        "chunks/s steady",
-        "raw texts/s before",
-        "raw texts/s after",
-        "ratio whole",
-        "ratio steady",
-    )
-    use = [
-        (
-            size["chunks"],
-            size["command_peak_rss_mib"],
-            size["milvus_memory"]["peak_pss_sum_mib"],
-            max(raw["peak_rss_mib"] for raw in size["raw"]),
-            size["split_s"],
-            size["command_cpu_s"],
-            size["milvus_cpu_s"],
-            sum(raw["cpu_s"] for raw in size["raw"]) / len(size["raw"]),
-        )
-        for size in report["sizes"]
-    ]
-    use_header = (
-        "chunks",
-        "command peak RSS MiB",
-        "Milvus peak PSS MiB",
-        "raw peak RSS MiB",
-        "splitting alone s",
-        "command CPU s",
-        "Milvus CPU s",
-        "raw CPU s",
-    )
-    tokens = report["sizes"][-1]["raw"][0]["mean_text_tokens"]
+    machine, sizes = report["hardware"], report["sizes"]
+    speed = {
+        "chunks": [size["chunks"] for size in sizes],
+        "documents": [size["documents"] for size in sizes],
+        "Ray Data": ["yes" if size["over_ray"] else "no" for size in sizes],
+        "command s": [size["command_s"] for size in sizes],
+        "start-up s": [size["startup_s"] for size in sizes],
+        "chunks/s whole": [size["chunks_per_s"] for size in sizes],
+        "chunks/s steady": [size["steady_chunks_per_s"] for size in sizes],
+        "raw before": [size["raw"][0]["texts_per_s"] for size in sizes],
+        "raw after": [size["raw"][1]["texts_per_s"] for size in sizes],
+        "ratio whole": [size["ratio_whole"] for size in sizes],
+        "ratio steady": [size["ratio_steady"] for size in sizes],
+    }
+    use = {
+        "chunks": [size["chunks"] for size in sizes],
+        "command PSS MiB": [size["command"]["peak_pss_sum_mib"] for size in sizes],
+        "its processes": [size["command"]["processes_at_peak"] for size in sizes],
+        "of it `rag`": [size["command"]["pss_at_peak_by_group_mib"]["driver"] for size in sizes],
+        "`rag` RSS MiB": [size["command_peak_rss_mib"] for size in sizes],
+        "Milvus PSS MiB": [size["milvus"]["peak_pss_sum_mib"] for size in sizes],
+        "raw RSS MiB": [size["raw"][0]["peak_rss_mib"] for size in sizes],
+        "command CPU s": [size["command"]["cpu_s"] for size in sizes],
+        "Milvus CPU s": [size["milvus"]["cpu_s"] for size in sizes],
+        "raw CPU s": [size["raw"][0]["cpu_s"] for size in sizes],
+        "splitting alone s": [size["split_s"] for size in sizes],
+    }
+    tokens = sizes[-1]["raw"][0]["mean_text_tokens"]
     return (
         f"commit {report['commit']}; {machine['cpu_model']}, {machine['cpu_count_usable']} cores, "
         f"{machine['memory_gib']} GiB; load average at the start {machine['load_average_1min']}; "
         f"{report['bench_s']:.0f} s in all\n"
         f"{', '.join(report['sets'])}; {tokens} tokens a chunk (mean)\n\n"
-        f"SPEED  start-up (one short row): {startup['command_s']} s, left out of `steady`\n"
-        f"{format_table(speed_header, speed)}\n\n"
-        f"MEMORY AND WORK  start-up alone: command {startup['command_peak_rss_mib']} MiB, "
-        f"Milvus {startup['milvus_memory']['peak_pss_sum_mib']} MiB\n"
-        f"{format_table(use_header, use)}\n"
+        "SPEED  raw: texts/s of encoding alone, before and after the ingest; steady: less the start-up\n"
+        f"{format_table(list(speed), list(zip(*speed.values(), strict=True)))}\n\n"
+        "MEMORY AND WORK  peaks\n"
+        f"{format_table(list(use), list(zip(*use.values(), strict=True)))}\n"
     )
 
 

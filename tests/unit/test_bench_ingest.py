@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eval.bench_ingest import _wait_for_milvus, compare, format_report, parse_sizes
+from eval.bench_ingest import _wait_for_milvus, compare, format_report, goes_over_ray, parse_sizes
 from eval.bench_service import BenchError
 from eval.pool import Cut, cut_pool, pool_sets, read_set, write_cut, write_rows
 from rag.config import load_settings
@@ -159,10 +159,14 @@ def ingest_run(chunks: int, seconds: float) -> dict[str, Any]:
         "chunks": chunks,
         "documents": 7,
         "command_s": seconds,
-        "command_cpu_s": 33.0,
         "command_peak_rss_mib": 812,
-        "milvus_cpu_s": 4.0,
-        "milvus_memory": {"peak_pss_sum_mib": 123},
+        "command": {
+            "peak_pss_sum_mib": 900,
+            "processes_at_peak": 4,
+            "pss_at_peak_by_group_mib": {"driver": 500},
+            "cpu_s": 33.0,
+        },
+        "milvus": {"peak_pss_sum_mib": 123, "cpu_s": 4.0},
     }
 
 
@@ -182,14 +186,12 @@ def test_an_ingest_no_longer_than_the_start_has_no_steady_rate() -> None:
 
 def test_the_report_is_two_tables_with_a_line_for_each_size() -> None:
     raw = [raw_run(1000, 10.0), raw_run(1000, 30.0)]
-    sizes = [
-        {**compare(ingest_run(count, 50.0), *raw, startup_s=10.0), "split_s": 1.5, "raw": raw} for count in (1000, 4000)
-    ]
+    rest = {"split_s": 1.5, "raw": raw, "over_ray": True, "startup_s": 10.0}
+    sizes = [{**compare(ingest_run(count, 50.0), *raw, startup_s=10.0), **rest} for count in (1000, 4000)]
     shown = format_report(
         {
             "commit": "abc",
             "hardware": {"cpu_model": "C", "cpu_count_usable": 2, "memory_gib": 4.0, "load_average_1min": 0.1},
-            "startup": ingest_run(1, 10.0),
             "sizes": sizes,
             "sets": ["cisi", "cranfield"],
             "bench_s": 99.0,
@@ -199,6 +201,11 @@ def test_the_report_is_two_tables_with_a_line_for_each_size() -> None:
     widths = {len(line) for line in shown if line.strip()[:4] in ("chun", "1000", "4000")}
     assert len(widths) == 2
     assert any("cisi, cranfield; 150.5 tokens" in line for line in shown)
+
+
+@pytest.mark.parametrize(("documents", "least", "expected"), [(9, 9, True), (8, 9, False), (9, None, False)])
+def test_a_size_takes_ray_data_as_the_settings_say(documents: int, least: int | None, expected: bool) -> None:
+    assert goes_over_ray(Cut(documents, [], 0.0), load_settings(ingest={"ray_documents": least})) is expected
 
 
 def test_a_command_that_ends_before_milvus_is_up_is_an_error_with_its_last_words(tmp_path: Path) -> None:
