@@ -38,7 +38,7 @@ from typing import Any
 from eval.bench_http import CONCURRENCY, EXAMPLES, WARM_UP_TOKENS, Plan, measure_service, say
 from eval.bench_service import BenchError, ingest, run_child, started_service, with_variables
 from eval.bench_tables import format_report
-from eval.hardware import TreeMemory, describe_machine
+from eval.hardware import TreeUse, describe_machine
 from eval.load import RequestError
 from rag.config import Settings, load_settings
 from rag.errors import RagError
@@ -90,12 +90,14 @@ def to_hit(passage: dict[str, Any]) -> Hit:
     return Hit(chunk, passage["title"], passage["source"], passage["score"], Scores())
 
 
-def run_raw(kind: str, task: dict[str, Any], variables: dict[str, str], folder: Path) -> dict[str, Any]:
+def run_raw(
+    kind: str, task: dict[str, Any], variables: dict[str, str], folder: Path, timeout_s: float = RAW_TIMEOUT_S
+) -> dict[str, Any]:
     """A task of eval.raw in a process of its own."""
     task_path, result_path = folder / f"{kind}-task.json", folder / f"{kind}-result.json"
     task_path.write_text(json.dumps(task), encoding="utf-8")
     command = [sys.executable, "-m", "eval.raw", kind, str(task_path), str(result_path)]
-    run_child(with_variables(variables, command), folder / f"{kind}.txt", RAW_TIMEOUT_S)
+    run_child(with_variables(variables, command), folder / f"{kind}.txt", timeout_s)
     result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
     return result
 
@@ -147,7 +149,7 @@ def run_bench(plan: Plan, url: str | None, folder: Path) -> dict[str, Any]:
         say("starting the service")
         with started_service(variables, folder / "serve.txt") as service:
             report["startup_s"] = service.startup_s
-            with TreeMemory(service.pid) as memory:
+            with TreeUse(service.pid) as memory:
                 say("ingesting the examples")
                 ingested = ingest(variables, EXAMPLES / "corpus")
                 report["ingest"] = {"chunks": ingested["chunks"], "seconds": ingested["seconds"]}

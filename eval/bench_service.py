@@ -81,13 +81,13 @@ def run_child(command: list[str], log: Path, timeout_s: float) -> None:
     try:
         status = process.wait(timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{' '.join(command)} took more than {timeout_s:g} s: {_tail(log)}") from error
+        raise BenchError(f"{' '.join(command)} took more than {timeout_s:g} s: {tail(log)}") from error
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if status:
-        raise BenchError(f"{' '.join(command)} ended with {status}: {_tail(log)}")
+        raise BenchError(f"{' '.join(command)} ended with {status}: {tail(log)}")
 
 
 def parse_steps(line: str) -> dict[str, float]:
@@ -101,9 +101,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, deadline: flo
             if line.startswith("ready:") and line.endswith("\n"):
                 return parse_steps(line)
         if process.poll() is not None:
-            raise BenchError(f"rag serve ended with {process.returncode}: {_tail(log)}")
+            raise BenchError(f"rag serve ended with {process.returncode}: {tail(log)}")
         time.sleep(0.2)
-    raise BenchError(f"rag serve was not ready within {READY_TIMEOUT_S:g} s: {_tail(log)}")
+    raise BenchError(f"rag serve was not ready within {READY_TIMEOUT_S:g} s: {tail(log)}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -111,10 +111,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
-    _kill_tree(process)
+    kill_tree(process)
 
 
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """Ends a process that did not end, and everything below it."""
     if process.poll() is not None:
         return
@@ -125,5 +125,6 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The last words of a log file."""
     return log.read_text(encoding="utf-8", errors="replace").strip()[-800:]

@@ -1,4 +1,4 @@
-"""The machine that a number was measured on, and what a tree of processes takes of its memory."""
+"""The machine that a number was measured on, and what a tree of processes takes of its memory and CPU time."""
 
 from __future__ import annotations
 
@@ -51,24 +51,25 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-class TreeMemory:
+class TreeUse:
     """Watches a process and everything below it, in a thread, while it is entered.
 
     PSS (proportional set size): private pages, and of each shared page this process's share; so a sum over processes
     counts every page once. Sampled every second, or less often where sampling would take more than a twentieth of
-    one core.
+    one core; the CPU time of each process is that of its last sample.
     """
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="tree-memory", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="tree-use", daemon=True)
         self._peak_bytes = 0
         self._at_peak: Counter[str] = Counter()
+        self._cpu_s: dict[int, float] = {}
         self._processes = 0
         self._samples = 0
 
-    def __enter__(self) -> TreeMemory:
+    def __enter__(self) -> TreeUse:
         self._thread.start()
         return self
 
@@ -79,12 +80,13 @@ class TreeMemory:
         self._thread.join()
 
     def summary(self) -> dict[str, Any]:
-        """The peak of the sum over all processes, and what each group of processes had at that moment, in MiB."""
+        """The peak of the sum over all processes, what each group of them had at that moment, and their CPU seconds."""
         return {
             "peak_pss_sum_mib": round(self._peak_bytes / MIB),
             "pss_at_peak_by_group_mib": {name: round(size / MIB) for name, size in self._at_peak.most_common()},
             "processes_at_peak": self._processes,
             "samples": self._samples,
+            "cpu_s": round(sum(self._cpu_s.values()), 1),
         }
 
     def _watch(self) -> None:
@@ -106,6 +108,7 @@ class TreeMemory:
         for process in processes:
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 groups[self._group(process)] += process.memory_full_info().pss
+                self._cpu_s[process.pid] = sum(process.cpu_times()[:2])
         return groups, len(processes)
 
     def _group(self, process: psutil.Process) -> str:

@@ -1,9 +1,10 @@
-"""The models without the service, for eval.bench to hold beside it; each runs in a process of its own.
+"""The models without the service, for eval.bench and eval.bench_ingest to hold beside it; each in a process of its own.
 
-    python -m eval.raw encode|generate TASK.json RESULT.json
+    python -m eval.raw encode|passages|generate TASK.json RESULT.json
 
-`encode` loads SentenceEmbedder and measures the machine's limits with torch; `generate` starts vLLM's AsyncLLM over the
-same weights, number format and engine settings as the service. Settings are read as the service reads them.
+`encode` loads SentenceEmbedder and measures the machine's limits with torch, `passages` has it encode all texts once;
+`generate` starts vLLM's AsyncLLM over the same weights, number format and engine settings as the service. Settings are
+read as the service reads them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from rag.models import choose_dtype, locate_model
 COPY_BYTES = 512 * 1024 * 1024
 MATMUL_SIZE = 1024
 LIMIT_MEASURE_S = 1.0
+WARM_UP_PASSAGES = 16
 
 
 class _Written(NamedTuple):
@@ -62,6 +65,31 @@ def encode(task: dict[str, Any], settings: Settings) -> dict[str, Any]:
             "fraction_of_matmul": round(flop / 1e9 / limits["matmul_gflop_per_s"], 3),
         },
         "limits": limits,
+    }
+
+
+def encode_passages(task: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """All `texts` in one call, after a small one: sorted by length as a whole, nothing read, split or written.
+
+    `load_s`: until the model could encode, imports of its libraries included. CPU seconds are the call's own, over all
+    threads; the peak of the resident memory is the process's.
+    """
+    began = time.perf_counter()
+    embedder = SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+    load_s = time.perf_counter() - began
+    texts = task["texts"]
+    embedder.encode(texts[:WARM_UP_PASSAGES], "passage")
+    began, cpu_began = time.perf_counter(), time.process_time()
+    embedder.encode(texts, "passage")
+    encode_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+    return {
+        "texts": len(texts),
+        "mean_text_tokens": round(sum(embedder.count_tokens(texts)) / len(texts), 1),
+        "load_s": round(load_s, 2),
+        "encode_s": round(encode_s, 2),
+        "cpu_s": round(cpu_s, 1),
+        "texts_per_s": round(len(texts) / encode_s, 2),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
@@ -249,13 +277,16 @@ def _on_meta(kind: Any, located: str) -> Any:
 def main() -> None:
     """Runs the task that a file describes and writes its result to another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("encode", "generate"))
+    parser.add_argument("kind", choices=("encode", "passages", "generate"))
     parser.add_argument("task", type=Path)
     parser.add_argument("result", type=Path)
     chosen = parser.parse_args()
     task = json.loads(chosen.task.read_text(encoding="utf-8"))
     settings = load_settings()
-    result = encode(task, settings) if chosen.kind == "encode" else asyncio.run(generate(task, settings))
+    if chosen.kind == "generate":
+        result = asyncio.run(generate(task, settings))
+    else:
+        result = {"encode": encode, "passages": encode_passages}[chosen.kind](task, settings)
     chosen.result.write_text(json.dumps(result), encoding="utf-8")
 
 

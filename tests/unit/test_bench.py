@@ -15,7 +15,7 @@ from eval.bench import compare, git_commit, ratio, rebuild_prompts, to_hit
 from eval.bench_http import ask_rates, degraded, example_questions, stage_timings
 from eval.bench_service import BenchError, parse_steps, run_child, with_variables
 from eval.bench_tables import format_report, format_table
-from eval.hardware import TreeMemory, describe_machine
+from eval.hardware import TreeUse, describe_machine
 from eval.load import Load
 from rag.prompt import build_prompt
 from rag.step_settings import PromptSettings
@@ -72,13 +72,15 @@ def test_variables_reach_the_command(tmp_path: Path) -> None:
 
 
 def test_memory_of_a_tree_holds_its_children() -> None:
-    code = "import sys; block = bytearray(b'x' * (80 << 20)); print('up', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; block = bytearray(b'x' * (80 << 20)); sum(range(10**7)); print('up', flush=True); sys.stdin.read()"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdin is not None
     try:
         assert child.stdout.readline() == b"up\n"
-        with TreeMemory(os.getpid()) as memory:
+        with TreeUse(os.getpid()) as memory:
             time.sleep(0.2)
     finally:
         child.stdin.close()
@@ -86,6 +88,7 @@ def test_memory_of_a_tree_holds_its_children() -> None:
         child.stdout.close()
     summary = memory.summary()
     assert summary["samples"] >= 1
+    assert summary["cpu_s"] > 0.1
     assert summary["processes_at_peak"] >= 2
     assert summary["pss_at_peak_by_group_mib"]["driver"] > 5
     assert summary["peak_pss_sum_mib"] >= 80 + summary["pss_at_peak_by_group_mib"]["driver"]
