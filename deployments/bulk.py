@@ -49,7 +49,8 @@ class _Head:
 def prepare_in_bulk(settings: Settings, count_tokens: CountTokens, say: Callable[[str], None]) -> Prepare:
     """Reads and embeds over Ray Data where there are at least `ingest.ray_documents` documents; else reads here.
 
-    Raises SettingsError when Ray's log cannot be written, and StageError naming the logs when Ray fails.
+    Raises SettingsError when Ray's log cannot be written or no Ray is where one is to be joined, and StageError naming
+    the logs when Ray fails.
     """
     here, enough = prepare_here(settings, count_tokens), settings.ingest.ray_documents
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
 from rag.config import Settings
+from rag.errors import SettingsError
 
 # A Unix socket's path may have 107 bytes, and Ray puts this much below its own folder.
 _RAY_SOCKET_CHARS = 65
+_CONNECT_S = 5.0
 
 
 def ray_dir_of(settings: Settings, name: str) -> Path:
@@ -33,11 +36,29 @@ def joined_address() -> str | None:
     return os.environ.get("RAY_ADDRESS")
 
 
+def check_address(address: str) -> None:
+    """Raises SettingsError when nobody listens at host:port: Ray itself would try for ten minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SettingsError(
+            f"no Ray answers at {address} ({reason}); start it, correct RAY_ADDRESS, or unset it to start one here"
+        ) from error
+
+
 def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
-    """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`."""
+    """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`.
+
+    Raises SettingsError when there is none to join.
+    """
     import ray
 
-    if joined_address() is not None:
+    if (address := joined_address()) is not None:
+        check_address(address)
         ray.init(log_to_driver=False, logging_level="ERROR")
         return
     ray_dir.mkdir(parents=True, exist_ok=True)
