@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments.ray_session import joined_address, ray_dir_of, start_ray
+from deployments.ray_session import expect_token, join_ray, joined_address, ray_dir_of
 from ingest.chunk import embedding_text
 from ingest.prepare import Outcome, Prepare, Work, prepare_document, prepare_here
 from rag.config import Settings
@@ -155,20 +156,19 @@ def _join(batches: Iterable[Columns]) -> Iterator[tuple[Work, Outcome]]:
 @contextmanager
 def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     """Ray started or joined, with Ray Data in order and silent; what native code prints goes to a file."""
-    logs = settings.data_dir / "logs"
-    own = joined_address() is None
-    with _native_stderr_to(logs / _LOG):
+    log = settings.data_dir / "logs" / _LOG
+    ray_dir = ray_dir_of(settings, "ray-ingest")
+    at = f" at {joined_address()}" if joined_address() else ""
+    say(f"many documents: reading and embedding them over Ray Data{at}")
+    with _native_stderr_to(log), _ray_address(settings, ray_dir) as address:
         import ray
         from ray.data import DataContext
         from ray.exceptions import RayError
 
-        say(f"many documents: reading and embedding them over Ray Data{'' if own else f' at {joined_address()}'}")
         for handler in logging.getLogger("ray.data").handlers:
             handler.setLevel(logging.CRITICAL)
-        ray_dir = ray_dir_of(settings, "ray-ingest")
         try:
-            embedding = settings.ingest.ray_embedders * settings.embedder.threads
-            start_ray(settings, ray_dir, (os.cpu_count() or 1) + embedding)
+            join_ray(address)
             context = DataContext.get_current()
             context.enable_progress_bars = False
             context.execution_options.preserve_order = True
@@ -176,9 +176,30 @@ def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         except (RayError, ConnectionError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
-            raise StageError("ingest", f"{reason}; what Ray printed is in {logs}, its own logs in {ray_dir}") from error
+            raise StageError("ingest", f"{reason}; what Ray printed is in {log}, its own logs in {ray_dir}") from error
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ray_address(settings: Settings, ray_dir: Path) -> Iterator[str]:
+    """Of the Ray that RAY_ADDRESS names, else of one in a process that ends with the block, or with this process."""
+    if (joined := joined_address()) is not None:
+        yield joined
+        return
+    cpus = (os.cpu_count() or 1) + settings.ingest.ray_embedders * settings.embedder.threads
+    what = [str(ray_dir), str(cpus), str(settings.serve.object_store_bytes)]
+    command = [sys.executable, "-m", "deployments.ray_head", *what]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+        assert head.stdin is not None
+        assert head.stdout is not None
+        with head.stdin:
+            address = head.stdout.readline().strip()
+            if not address:
+                logs = f"what it printed is in {settings.data_dir / 'logs' / _LOG}, its own logs in {ray_dir}"
+                raise StageError("ingest", f"Ray did not start; {logs}")
+            expect_token()
+            yield address
 
 
 @contextmanager

@@ -55,17 +55,34 @@ def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
 
     Raises SettingsError when there is none to join.
     """
+    if (address := joined_address()) is None:
+        start_local_ray(ray_dir, num_cpus=num_cpus, object_store_bytes=settings.serve.object_store_bytes)
+    else:
+        join_ray(address)
+
+
+def expect_token() -> None:
+    """Before ray is imported, to join one that was started on this machine: such a one asks for its user's token."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def join_ray(address: str) -> None:
+    """Raises SettingsError when no Ray answers there."""
     import ray
 
-    if (address := joined_address()) is not None:
-        check_address(address)
-        ray.init(log_to_driver=False, logging_level="ERROR")
-        return
+    check_address(address)
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+
+
+def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) -> None:
+    """A Ray of this process, which ends with it; `num_cpus` is what its machine counts as."""
+    import ray
+
     ray_dir.mkdir(parents=True, exist_ok=True)
     _drop_old_sessions(ray_dir)
     ray.init(
         num_cpus=num_cpus,
-        object_store_memory=settings.serve.object_store_bytes,
+        object_store_memory=object_store_bytes,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

@@ -141,7 +141,10 @@ class _Run:
     sources: Mapping[Path, str]
     started: float = field(default_factory=time.monotonic)
     bytes_total: int = field(init=False)
+    places: dict[Path, int] = field(init=False)
     files: int = 0
+    decided: int = 0
+    to_come: int = 0
     pages: int = 0
     unchanged: int = 0
     skipped_bytes: int = 0
@@ -151,6 +154,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.bytes_total = sum(map(_size, self.given))
+        self.places = {path: place for place, path in enumerate(self.given)}
         self.publisher.on_written = self.show
 
     @property
@@ -164,13 +168,18 @@ class _Run:
         that a killed run was writing."""
         for path in self.given:
             yield from self._works_of(path, acl, metadata)
-            self.files += 1
+            self.decided += 1
+            if not self.to_come:
+                self.files = self.decided
             self.show()
         for path in left_behind:
             yield from self._works_left_behind(path)
 
     def publish(self, work: Work, outcome: Outcome) -> None:
         """Hands on what was read of a document."""
+        self.to_come -= 1
+        # Those before the document's own; all that were looked at, where nothing of them is to come.
+        self.files = self.places.get(work.path, self.decided) if self.to_come else self.decided
         if isinstance(outcome, DocumentError):
             self._fail(work.document, str(outcome), work.source_bytes)
             return
@@ -205,6 +214,7 @@ class _Run:
                 reason = f"this run took a document of that name from {other}; rename or remove one"
                 self._fail(document, reason, _bytes_of(document, path))
             elif (work := self._work_of(document, path, keep_metadata=not metadata)) is not None:
+                self.to_come += 1
                 yield work
         if whole:
             self.read_whole.add(path)
@@ -216,6 +226,7 @@ class _Run:
             if self.journal.mark_seen(document.document_id, path.as_posix()) is None:
                 work = self._work_of(document, path, keep_metadata=True)
                 if work is not None:
+                    self.to_come += 1
                     yield work
 
     def _work_of(self, document: Document, path: Path, *, keep_metadata: bool) -> Work | None:

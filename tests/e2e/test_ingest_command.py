@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pypdf import PdfReader, PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
 from rag.embedded_store import ensure_server
+from rag.store import MilvusStore
 from tests import crash
 from tests.ingest_fakes import lay_out
 
@@ -23,12 +26,14 @@ ROOT = Path(__file__).parents[2]
 SEED, DOCUMENTS, KILLS_OF_A_VERSION = 7, 60, 1
 
 
-def start(data_dir: Path, folder: Path, collection: str, *options: str) -> subprocess.Popen[str]:
+def start(
+    data_dir: Path, folder: Path, collection: str, *options: str, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rag.cli", "ingest", str(folder), "--collection", collection, "--prune", "--json"]
     return subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
-        env={**os.environ, "RAG_DATA_DIR": str(data_dir), "RAG_INGEST__EMBED_BATCH": "8"},
+        env={**os.environ, "RAG_DATA_DIR": str(data_dir), "RAG_INGEST__EMBED_BATCH": "8", **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,6 +67,32 @@ def test_the_command_killed_and_run_again_ends_as_if_it_had_been_left_alone(tmp_
         crash.compare_rows(crash.stored_rows(server.uri, "killed"), crash.stored_rows(server.uri, "calm"))
         assert finish(start(tmp_path, folder, "killed"))["documents"]["unchanged"] == DOCUMENTS
     assert killed >= KILLS_OF_A_VERSION
+
+
+@pytest.mark.timeout(900)
+def test_over_ray_data_the_rows_are_the_same_also_after_a_kill(tmp_path: Path) -> None:
+    folder, over_ray = tmp_path / "docs", {"RAG_INGEST__RAY_DOCUMENTS": "1"}
+    lay_out(folder, next(crash.changing_corpora(SEED, DOCUMENTS, versions=1)))
+    (folder / "damaged.pdf").write_bytes(b"%PDF-1.7 and no more")
+    with ensure_server(tmp_path, start_timeout_s=30, idle_s=1) as server:
+        output, _ = start(tmp_path, folder, "here").communicate(timeout=300)
+        process = start(tmp_path, folder, "ray", variables=over_ray)
+        store = MilvusStore(server.uri, timeout_s=20)
+        while not ("ray" in store.collections() and list(store.every_chunk("ray"))):
+            assert process.poll() is None
+            time.sleep(0.02)
+        store.close()
+        ray = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(ray) > 3
+        assert psutil.wait_procs(ray, timeout=30)[1] == []  # nothing of Ray is left behind
+        again, errors = start(tmp_path, folder, "ray", variables=over_ray).communicate(timeout=300)
+        assert "over Ray Data" in errors
+        crash.compare_rows(crash.stored_rows(server.uri, "ray"), crash.stored_rows(server.uri, "here"))
+    assert json.loads(again)["failures"] == json.loads(output)["failures"]
+    assert len(json.loads(output)["failures"]) == 1
 
 
 def test_a_password_given_opens_an_encrypted_pdf(tmp_path: Path) -> None:

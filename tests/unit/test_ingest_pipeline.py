@@ -1,7 +1,7 @@
 """Files -> collection over the in-memory store: what a run adds, replaces, skips, removes, and survives."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 
 from ingest.pipeline import Progress
+from ingest.prepare import Outcome, Work, prepare_here
 from rag.errors import IndexMismatchError, StoreUnavailableError
 from rag.filters import Filter
 from rag.types import IndexFingerprint, StoredChunk
 from tests.fakes import HashEmbedder, InMemoryStore
-from tests.ingest_fakes import COLLECTION, Countdown, DyingStore, Store, counts, ingest, paragraphs, small_settings
+from tests.ingest_fakes import (
+    COLLECTION,
+    Countdown,
+    DyingStore,
+    Store,
+    count_words,
+    counts,
+    ingest,
+    paragraphs,
+    small_settings,
+)
 
 
 def contents(store: InMemoryStore) -> dict[str, list[tuple[Any, ...]]]:
@@ -259,6 +270,20 @@ def test_progress_counts_up_to_the_whole(folder: Path) -> None:
     assert stages[-1][:-1] == (4, 4, 3, report.chunks)
     assert {one.files_total for one in seen} == {4}
     assert seen[-1].seconds_left == pytest.approx(0, abs=1e-6)
+
+
+def test_progress_counts_a_file_when_it_was_read_though_all_were_looked_at_before(folder: Path) -> None:
+    """As over Ray Data, which wants all works before it gives the first back."""
+    here = prepare_here(small_settings(), count_words)
+    seen: list[Progress] = []
+
+    def prepare(works: Iterable[Work]) -> Generator[tuple[Work, Outcome], None, None]:
+        yield from here(list(works))
+
+    ingest(Store(), folder, prepare=prepare, settings=small_settings(embed_batch=1), progress=seen.append)
+    assert sorted({one.files for one in seen}) == [0, 1, 3]  # with the last document all of them
+    assert [one.files for one in seen] == sorted(one.files for one in seen)
+    assert all(one.documents >= one.files - 1 for one in seen)
 
 
 def test_progress_counts_a_document_when_it_is_in_the_store_and_not_before(folder: Path) -> None:
