@@ -55,6 +55,10 @@ def main() -> int:
             return service.wait()
         ready = time.perf_counter()
         if ingest.wait():
+            print(
+                "demo: to begin anew, delete its data directory (.rag/demo, unless DEMO_DATA names another)",
+                file=sys.stderr,
+            )
             return ingest.returncode
         asked = time.perf_counter()
         url = f"http://{chosen.host}:{chosen.port}"

@@ -84,7 +84,7 @@ sizes = st.builds(ChunkSettings, max_tokens=st.integers(16, 60), overlap_tokens=
     counter="special_tokens",
 )
 @given(text=documents, size=sizes, counter=st.sampled_from(sorted(COUNTERS)))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_spans_rebuild_the_text_and_lose_nothing(text: str, size: ChunkSettings, counter: str) -> None:
     parsed = markdown(text)
     chunks = chunk_document(parsed, size, COUNTERS[counter])
@@ -106,7 +106,7 @@ def test_spans_rebuild_the_text_and_lose_nothing(text: str, size: ChunkSettings,
 
 
 @given(texts=st.lists(st.one_of(st.just(""), documents), min_size=1, max_size=8), size=sizes)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 def test_a_chunk_knows_the_page_of_each_of_its_characters(texts: list[str], size: ChunkSettings) -> None:
     parsed = paged(texts)
     page_of = [page.number for page in parsed.pages for _ in page.text]
@@ -204,7 +204,7 @@ sentences = st.lists(
 
 @given(paragraphs=st.lists(sentences, min_size=1, max_size=5), size=sizes, gap=st.sampled_from(["\n\n", "\n", " "]))
 @example([["End" * 27 + "!", "End" * 40 + "!"]], ChunkSettings(max_tokens=16, overlap_tokens=0), " ")
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_sentence_that_fits_is_not_cut(paragraphs: list[list[str]], size: ChunkSettings, gap: str) -> None:
     text = gap.join(" ".join(paragraph) for paragraph in paragraphs)
     chunks = chunk_document(plain(text), size, count_words)
@@ -228,7 +228,7 @@ blocks = st.one_of(
 
 
 @given(parts=st.lists(blocks, min_size=1, max_size=8), size=sizes, gap=st.sampled_from(["", "\n"]))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_tables_and_code_that_fit_stay_whole_with_or_without_a_blank_line_around(
     parts: list[str], size: ChunkSettings, gap: str
 ) -> None:

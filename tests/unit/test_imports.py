@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,37 +282,12 @@ def test_reads_of_the_environment_are_seen(tmp_path: Path, source: str, reads: i
     assert len(list(environment_reads(tmp_path / "module.py"))) == reads
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["rag.cli", "rag.client", "rag.doctor", "deployments.launch", "deployments.app", "deployments.bulk", "ingest.run"],
-)
-def test_commands_start_without_the_heavy_libraries(module: str) -> None:
-    heavy = {"torch", "vllm", "ray", "transformers", "sentence_transformers", "kiwipiepy"}
-    if module in ("rag.cli", "rag.client"):
-        heavy |= {"pymilvus", "numpy", "fastapi"}
-    if module == "deployments.app":
-        heavy -= {"ray"}
-    code = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
 def test_what_runs_in_the_reading_child_imports_no_other_module_of_ours() -> None:
     child_side = [path for path in FILES if module_of(path) == "ingest.child" or path.name.startswith("read_")]
     assert len(child_side) >= 5
     for path in child_side:
         ours = {name for name, _ in imports_of(path) if name.split(".")[0] in PACKAGES} - {"ingest"}
         assert all(name.startswith(("ingest.lines", "ingest.read_image")) for name in ours)
-
-
-def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
-    """It forks, and a thread pool would count against each file's memory."""
-    code = (
-        "import ingest.child, ingest.read_pdf, ingest.read_html, ingest.read_docx, ingest.read_markdown, sys, os\n"
-        "print(len(os.listdir('/proc/self/task')), sorted({'numpy', 'pydantic', 'rag'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "[]"]
 
 
 def test_test_files_have_names_of_their_own_and_no_packages() -> None:
