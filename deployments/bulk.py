@@ -166,7 +166,8 @@ def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         from ray.exceptions import RayError
 
         for handler in logging.getLogger("ray.data").handlers:
-            handler.setLevel(logging.CRITICAL)
+            if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's log
+                handler.setLevel(logging.CRITICAL)
         try:
             join_ray(address)
             context = DataContext.get_current()
