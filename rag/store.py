@@ -75,9 +75,9 @@ class MilvusStore:
     # --- collections ---
 
     def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
-        """Makes the collection unless it exists. Raises InputError for a name that Milvus does not take, and
-        IndexMismatchError when its current version has another fingerprint."""
-        check_collection_name(name)
+        """Makes the collection unless it exists. Raises InputError for a name that Milvus does not take or that is kept
+        for index versions, and IndexMismatchError when its current version has another fingerprint."""
+        check_collection_name(name, of_version=self.registry.is_being_built(name))
         try:
             index = self.registry.read(name).ready[0]
         except UnknownCollectionError:

@@ -25,6 +25,8 @@ CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
 SERVER_VERSION = re.compile(r"v?(\d+)\.(\d+)", re.ASCII)
 FIRST_WITH_BM25 = (2, 5)
 COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+REGISTRY = "rag_index_versions"  # the collection of rag.index_versions
+VERSION_NAME = re.compile(r".+__v\d+", re.ASCII)  # the physical collections' that it makes
 
 CHUNK_COLUMNS = [
     "chunk_id",
@@ -104,13 +106,15 @@ def build_indexes(built: BuiltIndex) -> IndexParams:
     return indexes
 
 
-def check_collection_name(name: str) -> None:
-    """Raises InputError unless Milvus takes the name."""
+def check_collection_name(name: str, *, of_version: bool = False) -> None:
+    """Raises InputError unless Milvus takes the name and it is free for collections; `of_version`: for a version's."""
     if not COLLECTION_NAME.fullmatch(name):
         raise InputError(
             f"{name[:80]!r} cannot name a collection: start with a letter or underscore, "
             "then letters, digits and underscores, 255 at most"
         )
+    if name == REGISTRY or (VERSION_NAME.fullmatch(name) and not of_version):
+        raise InputError(f"{name[:80]!r} is kept for index versions; choose another name")
 
 
 def check_top_k(top_k: int) -> None:

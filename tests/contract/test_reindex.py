@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pymilvus import MilvusClient
 
 from ingest.copy_chunks import Files, StoredTexts
 from ingest.journal import open_journal
@@ -293,12 +294,15 @@ def test_an_unfinished_version_for_another_embedder_gives_way(open_store: OpenSt
 
 
 def test_a_new_version_never_takes_the_name_of_a_collection_that_is_there(
-    open_store: OpenStore, old_store: MilvusStore
+    lite_uri: str, open_store: OpenStore, old_store: MilvusStore
 ) -> None:
-    old_store.ensure_collection("docs__v1", OLD)
+    client = MilvusClient(lite_uri, timeout=TIMEOUT_S, dedicated=True)
+    client.create_collection("docs__v1", dimension=2)  # another program's: ours make none of that name
     reindex(open_store(NEW), CountingEmbedder(8))
-    assert old_store.collections() == ["docs", "docs__v1"]
-    old_store.drop_collection("docs__v1")
+    assert [version.number for version in open_store(NEW).registry.versions("docs")] == [2, 0]
+    assert client.has_collection("docs__v1")
+    client.drop_collection("docs__v1")
+    client.close()
     assert open_store(NEW).fingerprint("docs") == NEW
 
 
