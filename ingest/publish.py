@@ -16,8 +16,9 @@ import numpy as np
 from ingest.chunk import embedding_text
 from ingest.journal import Journal, Unfinished
 from ingest.prepare import Prepared
+from rag.columns import document_columns
 from rag.filters import And, Equals, Filter, NotEquals
-from rag.types import Chunk, IndexFingerprint, StoredChunk, StoredDocument
+from rag.types import Chunk, Document, IndexFingerprint, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
 
@@ -45,6 +46,18 @@ class ChunkStore(Protocol):
 
     def delete(self, collection: str, where: Filter) -> None:
         """Every row that matches; a search that starts afterwards sees none of them."""
+
+
+def why_unstorable(facts: Document | Unfinished) -> str | None:
+    """What no row could hold of what each row says of the document; None where there is nothing of the kind.
+
+    The title is left aside: a row holds only its first _MAX_TITLE_CHARS.
+    """
+    try:
+        document_columns("", facts.source, facts.acl, facts.metadata)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished) -> None:
