@@ -17,7 +17,7 @@ from ingest.chunk import embedding_text
 from ingest.journal import Journal, Unfinished
 from ingest.prepare import Prepared
 from rag.columns import document_columns
-from rag.filters import And, Equals, Filter, NotEquals
+from rag.filters import And, Compare, Equals, Filter, NotEquals, Or
 from rag.types import Chunk, Document, IndexFingerprint, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
@@ -60,10 +60,12 @@ def why_unstorable(facts: Document | Unfinished) -> str | None:
     return None
 
 
-def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished) -> None:
-    """Removes the rows that a complete revision takes the place of: those of others, and of where it moved from."""
+def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished, chunks: int) -> None:
+    """Removes the rows that a complete revision of so many chunks takes the place of: those of other revisions, those
+    that the same one had when it was split into more, and those of where it moved from."""
     this = Equals("document_id", entry.document_id)
-    store.delete(collection, And((this, NotEquals("revision", entry.revision))))
+    replaced = Or((NotEquals("revision", entry.revision), Compare("ordinal", ">=", chunks)))
+    store.delete(collection, And((this, replaced)))
     if entry.moved_from is not None:
         store.delete(collection, Equals("document_id", entry.moved_from))
 
@@ -185,7 +187,7 @@ class Publisher:
         self.store.upsert(self.collection, [unpublished.first for unpublished in documents if unpublished.first])
         for unpublished in documents:
             if unpublished.to_remove:
-                remove_replaced(self.store, self.collection, unpublished.entry)
+                remove_replaced(self.store, self.collection, unpublished.entry, len(unpublished.prepared.chunks))
         self.journal.finish([(unpublished.entry, len(unpublished.prepared.chunks)) for unpublished in documents])
         replaced = sum(unpublished.known for unpublished in documents)
         self.replaced += replaced

@@ -50,7 +50,7 @@ def _settle(store: ChunkStore, collection: str, journal: Journal, entry: Unfinis
         store.delete(collection, Equals("document_id", entry.document_id))
         journal.forget(entry.document_id)
         return
-    remove_replaced(store, collection, entry)
+    remove_replaced(store, collection, entry, latest.chunks)
     journal.finish([(entry, latest.chunks)])
 
 
