@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from hashlib import blake2b
 from pathlib import Path
 
@@ -162,6 +163,23 @@ class TestLoadDocument:
 )
 def test_type_is_told_by_content_then_name(head: bytes, name: str, media_type: str) -> None:
     assert tell_media_type(head, name) == media_type
+
+
+@pytest.mark.parametrize(
+    ("head", "media_type"),
+    [
+        (b"<!-- -->" * 500 + b"<p>", MARKDOWN),
+        (b"<!-- -->" * 500 + b"<html>", HTML),
+        (b"<!-- a --> <?xml?>\n" * 200 + b"text", MARKDOWN),
+        (b"<!-- " * 800, MARKDOWN),
+        (b" " * 4000, MARKDOWN),
+        (b"<?xml" * 800, MARKDOWN),
+    ],
+)
+def test_a_head_of_comments_is_told_in_no_time(head: bytes, media_type: str) -> None:
+    started = time.monotonic()
+    assert tell_media_type(head, "a.md") == media_type
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
