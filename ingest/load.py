@@ -111,7 +111,7 @@ def _take(path: Path, search: _Search) -> None:
     resolved = _resolve(path, search)
     if resolved is None:
         return
-    if not resolved.is_dir():
+    if not os.path.isdir(resolved):  # noqa: PTH112, Path.is_dir raises where the system refuses to look
         search.files[resolved] = None
         return
     search.folders[resolved] = None

@@ -5,6 +5,7 @@ What a killed run left behind is finished, or removed, by the next one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -298,7 +299,8 @@ def _place_of(moved: Recorded | Unfinished) -> str:
 def _files_of_unfinished(journal: Journal) -> set[Path]:
     """The files of the documents that a killed run was writing, where they are there."""
     origins = {Path(entry.origin) for entry in journal.all_unfinished()}
-    return {path for path in origins if path.is_absolute() and path.is_file()}
+    # Not Path.is_file, which raises where the system refuses to look.
+    return {path for path in origins if path.is_absolute() and os.path.isfile(path)}  # noqa: PTH113
 
 
 def _size(path: Path) -> int:

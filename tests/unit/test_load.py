@@ -73,6 +73,14 @@ class TestFindFiles:
         assert [failure.source for failure in found.failures] == [missing, pattern]
         assert all("no such file" in failure.reason for failure in found.failures)
 
+    def test_a_name_that_the_system_refuses_is_a_failure_of_its_own(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "docs/a.md")
+        (tmp_path / "docs/far.md").symlink_to("/" + "x" * 300)
+        (tmp_path / "far").symlink_to("/" + "x" * 300)
+        found = find_files([tmp_path / "far", tmp_path / "docs"])
+        assert file in found.files
+        assert "File name too long" in refusal(tmp_path / "far")
+
     def test_links_lead_to_their_target_and_loops_are_named(self, tmp_path: Path) -> None:
         file = write(tmp_path / "docs/a.md")
         (tmp_path / "docs/b.md").symlink_to(file)

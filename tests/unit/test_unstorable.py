@@ -92,6 +92,14 @@ def test_a_journal_that_holds_such_a_document_gets_rid_of_it_and_keeps_the_store
     assert any(f"{path}: an earlier run could not store it (metadata holds an integer" in line for line in said)
 
 
+def test_a_file_that_the_system_refuses_to_look_for_does_not_end_the_next_run(tmp_path: Path) -> None:
+    store = Store()
+    ingest(store, tmp_path)
+    begin(store, Unfinished("d", "r", "/" + "x" * 300, "/" + "x" * 300, (), {}, "v", "2026-11-21T10:00:00.000"))
+    assert counts(ingest(store, tmp_path)) == (0, 0, 0, 0, 0)
+    assert unfinished(store) == []
+
+
 def test_a_row_that_an_earlier_version_journalled_fails_alone(tmp_path: Path) -> None:
     store = Store()
     file = write(tmp_path / "rows.jsonl", STORABLE, {"metadata": {"x": 2**70}})
