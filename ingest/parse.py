@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-
 # Encodings to tell apart by statistics. A longer list makes short Western texts come out as Baltic or Cyrillic.
 _LEGACY = ["cp949", "gb18030", "big5", "shift_jis", "euc_jp", "cp1252", "cp1251"]
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_\-]{2,40})", re.IGNORECASE)
+# Python's own notations, and encodings in which the declaration itself would not be ASCII: no page is in them.
+_NO_PAGE = ("undefined", "unicode", "raw-unicode", "punycode", "idna", "utf-7", "utf-16", "utf-32")
 _HANGUL = re.compile(r"[가-힣]")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _MOST_DAMAGED_FRACTION = 0.02
@@ -128,7 +131,7 @@ def _decode_legacy(raw: bytes, declared: str | None) -> str | None:
 def _decode_strictly(raw: bytes, encoding: str) -> str | None:
     try:
         return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError):  # LookupError: no such encoding
+    except (UnicodeError, LookupError):  # LookupError: no such encoding
         return None
 
 
@@ -137,4 +140,10 @@ def _declared_encoding(raw: bytes) -> str | None:
     if found is None:
         return None
     name = found[1].decode("ascii").lower()
-    return "cp949" if name in {"euc-kr", "ks_c_5601-1987"} else name  # as browsers do: its superset
+    if name in {"euc-kr", "ks_c_5601-1987"}:
+        return "cp949"  # as browsers do: its superset
+    try:
+        known = codecs.lookup(name).name
+    except LookupError:
+        return None
+    return None if known.startswith(_NO_PAGE) else known

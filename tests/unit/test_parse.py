@@ -198,6 +198,27 @@ class TestHtml:
         page = f'<html><head><meta charset="{declared}"></head><body><p>{KOREAN * 3}</p></body></html>'
         assert "서버는 8000번 포트에서 시작합니다." in parse(tmp_path, "a.html", page.encode("cp949")).text
 
+    @pytest.mark.parametrize(
+        "declared",
+        [
+            "undefined",
+            "unicode_escape",
+            "Raw-Unicode-Escape",
+            "punycode",
+            "idna",
+            "utf--7",
+            "u16",
+            "hex",
+            "base64",
+            "a\u202e",
+        ],
+    )
+    def test_a_declared_encoding_that_is_none_of_a_text_is_left_aside(self, tmp_path: Path, declared: str) -> None:
+        page = f'<html><head><meta charset="{declared}"></head><body><p>{KOREAN * 3}\\u0041</p></body></html>'
+        text = parse(tmp_path, "a.html", page.encode("cp949", "ignore")).text
+        assert "서버는 8000번 포트에서 시작합니다." in text
+        assert "\\u0041" in text
+
     def test_xml_declaration(self, tmp_path: Path) -> None:
         page = '<?xml version="1.0" encoding="UTF-8"?><html><body><p>본문입니다.</p></body></html>'
         assert parse(tmp_path, "a.html", page).text.strip() == "본문입니다."
