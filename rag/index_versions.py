@@ -160,6 +160,8 @@ class IndexRegistry:
     def drop(self, versions: Sequence[IndexVersion], drain_s: float) -> None:
         """Removes versions with their rows; those that are ready only when no search can be on its way any more."""
         self._remove_rows(versions)
+        for version in versions:
+            self.forget(version.collection)
         if any(version.state == "ready" for version in versions):
             time.sleep(self._ttl_s + drain_s)
         self.drop_physical(versions)

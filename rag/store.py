@@ -297,7 +297,7 @@ class MilvusStore:
         if indexes.switching:
             raise StoreUnavailableError(
                 f"collection {collection!r} is switching to a new index version and takes no changes; try again in "
-                f"some seconds, or, where reindexing was stopped, let it finish: rag collections reindex {collection}"
+                f"some seconds, or, where reindexing was stopped, end the switch: rag collections reindex {collection}"
             )
         return indexes.ready
 

@@ -242,6 +242,22 @@ def test_while_the_versions_are_switched_changes_are_refused(open_store: OpenSto
     open_store(NEW).upsert("docs", [row(300, 8)])
 
 
+def test_a_switch_that_was_stopped_is_undone_where_the_current_version_is_wanted(
+    open_store: OpenStore, old_store: MilvusStore
+) -> None:
+    registry = old_store.registry
+    stopped = registry.begin("docs")
+    open_store(NEW).ensure_collection(stopped.physical, NEW)
+    registry.refuse_writes(stopped, DRAIN_S)
+    with pytest.raises(StoreUnavailableError, match="rag collections reindex docs"):
+        old_store.upsert("docs", [row(300)])
+    report = reindex(old_store, CountingEmbedder(4), OLD)
+    assert (report.texts, report.copied.chunks) == (None, 0)
+    old_store.upsert("docs", [row(300)])
+    assert [version.number for version in registry.versions("docs")] == [0]
+    assert registry.drop_physical([stopped]) == 0
+
+
 KILLED = """
 import sys, time
 from tests.contract.test_reindex import NEW, TIMEOUT_S, TTL_S, CountingEmbedder, reindex
