@@ -45,7 +45,8 @@ SUFFIXES = {
 _END_BYTES = 64 * 1024  # what the type is told from, at the file's beginning and at its end
 _BLOCK_BYTES = 1024 * 1024
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_HTML_OPENING = re.compile(rb"(?is)(?:\s|<\?xml[^>]*>|<!--.*?-->)*<(?:!doctype\s+html|html|head|body)\b")
+# Possessive and atomic: what stands in front is read once, however many comments it has.
+_HTML_OPENING = re.compile(rb"(?is)(?:\s|<\?xml[^>]*+>|(?><!--.*?-->))*+<(?:!doctype\s+html|html|head|body)\b")
 _CONTROL_BYTES = bytes(set(range(32)) - {0x08, 0x09, 0x0A, 0x0C, 0x0D, 0x1B})  # not those that terminals' logs hold
 _MOST_CONTROL_FRACTION = 0.02
 _ZIP_OPENING = b"PK\x03\x04"
@@ -110,7 +111,7 @@ def _take(path: Path, search: _Search) -> None:
     resolved = _resolve(path, search)
     if resolved is None:
         return
-    if not resolved.is_dir():
+    if not os.path.isdir(resolved):  # noqa: PTH112, Path.is_dir raises where the system refuses to look
         search.files[resolved] = None
         return
     search.folders[resolved] = None

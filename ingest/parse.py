@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -19,10 +20,13 @@ _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-
 # Encodings to tell apart by statistics. A longer list makes short Western texts come out as Baltic or Cyrillic.
 _LEGACY = ["cp949", "gb18030", "big5", "shift_jis", "euc_jp", "cp1252", "cp1251"]
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_\-]{2,40})", re.IGNORECASE)
-_HANGUL = re.compile(r"[가-힣]")
-_NON_ASCII = re.compile(r"[^\x00-\x7f]")
+# Python's own notations, and encodings in which the declaration itself would not be ASCII: no page is in them.
+_NO_PAGE = ("undefined", "unicode", "raw-unicode", "punycode", "idna", "utf-7", "utf-16", "utf-32")
+_HANGUL = re.compile(r"[가-힣]+")
+_MOST_BYTES_PER_CHAR = 4
 _MOST_DAMAGED_FRACTION = 0.02
 _READ_BY_PATH = {PDF, DOCX}
+_SPLIT = "split it, or raise the setting ingest.max_chars (RAG_INGEST__MAX_CHARS)"
 
 
 def parse_document(document: Document, limits: IngestSettings, path: Path | None = None) -> ParsedDocument:
@@ -43,6 +47,8 @@ def parse_document(document: Document, limits: IngestSettings, path: Path | None
     except OSError as error:
         raise DocumentError(unreadable(error)) from error
     _refuse_change(document, revision_of(raw))
+    if len(raw) > _MOST_BYTES_PER_CHAR * limits.max_chars:
+        raise DocumentError(f"it has {len(raw):,} bytes, more than {limits.max_chars:,} characters can have; {_SPLIT}")
     text = decode_html(raw) if document.media_type == HTML else decode_text(raw)
     _refuse_length(text, limits)
     if document.media_type == HTML:
@@ -81,10 +87,7 @@ def _refuse_change(document: Document, revision: str) -> None:
 
 def _refuse_length(text: str, limits: IngestSettings) -> None:
     if len(text) > limits.max_chars:
-        raise DocumentError(
-            f"it has {len(text):,} characters, more than the {limits.max_chars:,} allowed; "
-            "split it, or raise the setting ingest.max_chars (RAG_INGEST__MAX_CHARS)"
-        )
+        raise DocumentError(f"it has {len(text):,} characters, more than the {limits.max_chars:,} allowed; {_SPLIT}")
 
 
 def decode_html(raw: bytes) -> str:
@@ -113,22 +116,30 @@ def decode_text(raw: bytes, declared: str | None = None) -> str:
 
 def _decode_legacy(raw: bytes, declared: str | None) -> str | None:
     lenient = raw.decode("utf-8", "replace")
-    if lenient.count("\ufffd") <= _MOST_DAMAGED_FRACTION * len(_NON_ASCII.findall(lenient)):
+    if lenient.count("\ufffd") <= _MOST_DAMAGED_FRACTION * _count_non_ascii(lenient):
         return lenient
     if declared is not None and (text := _decode_strictly(raw, declared)) is not None:
         return text
     if (best := charset_normalizer.from_bytes(raw, cp_isolation=_LEGACY).best()) is not None:
         return _decode_strictly(raw, best.encoding)
     korean = _decode_strictly(raw, "cp949")
-    if korean is not None and 2 * len(_HANGUL.findall(korean)) > len(_NON_ASCII.findall(korean)):
+    if korean is not None and 2 * _count_hangul(korean) > _count_non_ascii(korean):
         return korean
     return None
+
+
+def _count_non_ascii(text: str) -> int:
+    return len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _count_hangul(text: str) -> int:
+    return sum(run.end() - run.start() for run in _HANGUL.finditer(text))
 
 
 def _decode_strictly(raw: bytes, encoding: str) -> str | None:
     try:
         return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError):  # LookupError: no such encoding
+    except (UnicodeError, LookupError):  # LookupError: no such encoding
         return None
 
 
@@ -137,4 +148,10 @@ def _declared_encoding(raw: bytes) -> str | None:
     if found is None:
         return None
     name = found[1].decode("ascii").lower()
-    return "cp949" if name in {"euc-kr", "ks_c_5601-1987"} else name  # as browsers do: its superset
+    if name in {"euc-kr", "ks_c_5601-1987"}:
+        return "cp949"  # as browsers do: its superset
+    try:
+        known = codecs.lookup(name).name
+    except LookupError:
+        return None
+    return None if known.startswith(_NO_PAGE) else known

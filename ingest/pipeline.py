@@ -5,6 +5,7 @@ What a killed run left behind is finished, or removed, by the next one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 from ingest.journal import Journal, Recorded, Unfinished
 from ingest.load import Failure, find_files, load_documents
 from ingest.prepare import Outcome, Prepare, Work
-from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher
+from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher, why_unstorable
 from ingest.recover import count_written, discard, is_gone, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
@@ -230,12 +231,15 @@ class _Run:
                     yield work
 
     def _work_of(self, document: Document, path: Path, *, keep_metadata: bool) -> Work | None:
-        """None where the store holds the document as it is."""
+        """None where the store holds the document as it is, and where it could not hold it."""
         origin, size = path.as_posix(), _bytes_of(document, path)
         known = self.journal.recorded(document.document_id)
         pending = self.journal.unfinished(document.document_id)
         moved = self._former_place(document, origin, known, pending)
         document = _keep_what_is_not_given(document, pending or known or moved, keep_metadata)
+        if (problem := why_unstorable(document)) is not None:
+            self._fail(document, problem, size)
+            return None
         if known and _is_same(document, known) and (pending is None or pending.revision != document.revision):
             if pending is not None:  # the file is again what it was before the run that was killed
                 discard(self.publisher.store, self.publisher.collection, self.journal, pending)
@@ -306,7 +310,8 @@ def _place_of(moved: Recorded | Unfinished) -> str:
 def _files_of_unfinished(journal: Journal) -> set[Path]:
     """The files of the documents that a killed run was writing, where they are there."""
     origins = {Path(entry.origin) for entry in journal.all_unfinished()}
-    return {path for path in origins if path.is_absolute() and path.is_file()}
+    # Not Path.is_file, which raises where the system refuses to look.
+    return {path for path in origins if path.is_absolute() and os.path.isfile(path)}  # noqa: PTH113
 
 
 def _size(path: Path) -> int:

@@ -16,8 +16,9 @@ import numpy as np
 from ingest.chunk import embedding_text
 from ingest.journal import Journal, Unfinished
 from ingest.prepare import Prepared
-from rag.filters import And, Equals, Filter, NotEquals
-from rag.types import Chunk, IndexFingerprint, StoredChunk, StoredDocument
+from rag.columns import document_columns
+from rag.filters import And, Compare, Equals, Filter, NotEquals, Or
+from rag.types import Chunk, Document, IndexFingerprint, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
 
@@ -47,10 +48,24 @@ class ChunkStore(Protocol):
         """Every row that matches; a search that starts afterwards sees none of them."""
 
 
-def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished) -> None:
-    """Removes the rows that a complete revision takes the place of: those of others, and of where it moved from."""
+def why_unstorable(facts: Document | Unfinished) -> str | None:
+    """What no row could hold of what each row says of the document; None where there is nothing of the kind.
+
+    The title is left aside: a row holds only its first _MAX_TITLE_CHARS.
+    """
+    try:
+        document_columns("", facts.source, facts.acl, facts.metadata)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished, chunks: int) -> None:
+    """Removes the rows that a complete revision of so many chunks takes the place of: those of other revisions, those
+    that the same one had when it was split into more, and those of where it moved from."""
     this = Equals("document_id", entry.document_id)
-    store.delete(collection, And((this, NotEquals("revision", entry.revision))))
+    replaced = Or((NotEquals("revision", entry.revision), Compare("ordinal", ">=", chunks)))
+    store.delete(collection, And((this, replaced)))
     if entry.moved_from is not None:
         store.delete(collection, Equals("document_id", entry.moved_from))
 
@@ -172,7 +187,7 @@ class Publisher:
         self.store.upsert(self.collection, [unpublished.first for unpublished in documents if unpublished.first])
         for unpublished in documents:
             if unpublished.to_remove:
-                remove_replaced(self.store, self.collection, unpublished.entry)
+                remove_replaced(self.store, self.collection, unpublished.entry, len(unpublished.prepared.chunks))
         self.journal.finish([(unpublished.entry, len(unpublished.prepared.chunks)) for unpublished in documents])
         replaced = sum(unpublished.known for unpublished in documents)
         self.replaced += replaced

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ingest.journal import Journal, Unfinished
-from ingest.publish import ChunkStore, remove_replaced
+from ingest.publish import ChunkStore, remove_replaced, why_unstorable
 from rag.filters import And, Equals, NotEquals
 from rag.types import Chunk
 
@@ -32,7 +32,12 @@ def reconcile(store: ChunkStore, collection: str, journal: Journal, say: Callabl
                 f"and {broken} that were not finished"
             )
     for entry in journal.all_unfinished():
-        _settle(store, collection, journal, entry)
+        problem = why_unstorable(entry)
+        if problem is None:
+            _settle(store, collection, journal, entry)
+        else:  # no row of it was ever written
+            say(f"{entry.source[:300]}: an earlier run could not store it ({problem}); given up")
+            journal.abandon(entry.document_id)
 
 
 def _settle(store: ChunkStore, collection: str, journal: Journal, entry: Unfinished) -> None:
@@ -45,7 +50,7 @@ def _settle(store: ChunkStore, collection: str, journal: Journal, entry: Unfinis
         store.delete(collection, Equals("document_id", entry.document_id))
         journal.forget(entry.document_id)
         return
-    remove_replaced(store, collection, entry)
+    remove_replaced(store, collection, entry, latest.chunks)
     journal.finish([(entry, latest.chunks)])
 
 

@@ -80,8 +80,9 @@ def reindex_collection(
     """Brings the collection to `fingerprint`; `store` has that fingerprint too.
 
     Texts are those stored where the splitter is unchanged, else the files are read again. When a file cannot be read,
-    the report says so and nothing is switched. The same call again goes on where a killed one stopped, and does nothing
-    where the current version is as wanted. `drain_s` is what a single call of a process that writes may take: the
+    the report says so and nothing is switched. The same call again goes on where a killed one stopped. Where the
+    current version is as wanted, all that is done is to remove what was begun for other settings: a run that was killed
+    during its switch leaves writes refused. `drain_s` is what a single call of a process that writes may take: the
     switch waits for it, and until every process knows of it.
 
     Raises UnknownCollectionError, StoreUnavailableError, ModelError, and RagError when another run takes over.
@@ -97,6 +98,9 @@ def reindex_collection(
         version = _begin(store, name, fingerprint)
         copy = copy_stored if texts == "stored" else copy_files
         copied = _build(store, current.physical, version, copy, drain_s)
+    else:
+        unfinished = [version for version in store.registry.versions(name) if version.state != "ready"]
+        store.registry.drop(unfinished, drain_s=0)  # nobody searches them
     seconds = time.monotonic() - started
     return ReindexReport(name, old.index_version, fingerprint.index_version, texts, copied, seconds)
 

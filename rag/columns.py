@@ -12,13 +12,17 @@ Milvus Lite's grammar takes neither a raw line break nor the escape of one, and 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 MAX_JSON_DEPTH = 100
+MAX_TEXT_BYTES = 65_535  # Milvus' limit on a VARCHAR, and on a JSON value
+MAX_ARRAY_LENGTH = 4_096  # Milvus' limit on an ARRAY
+_INT64 = range(-(2**63), 2**63)
 
 # An unsafe character is stored as ␛ and its code in four signs for hexadecimal digits. All of these signs are unsafe
 # themselves, so that a piece of a text is found in the stored form exactly where it is in the text.
@@ -53,8 +57,50 @@ def after_prefix(stored: str) -> str | None:
     return None
 
 
+def document_columns(title: str, source: str, acl: Iterable[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What each row says of its document, as it is stored. Raises ValueError naming what Milvus could not hold."""
+    columns = {
+        "title": to_column(title),
+        "source": to_column(source),
+        "acl": [to_column(group) for group in acl],
+        "metadata": to_metadata_column(metadata),
+    }
+    check_fit(columns)
+    return columns
+
+
+def check_fit(columns: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the column whose value Milvus could not hold."""
+    for name, value in columns.items():
+        problem = _misfit(value)
+        if problem:
+            raise ValueError(f"{name} {problem}")
+
+
+def _misfit(value: Any) -> str | None:
+    """Why Milvus could not hold the value; None when it can."""
+    if isinstance(value, list):
+        if len(value) > MAX_ARRAY_LENGTH:
+            return f"has {len(value)} entries, at most {MAX_ARRAY_LENGTH} fit; give fewer"
+        return next((problem for entry in value if (problem := _misfit(entry))), None)
+    if isinstance(value, dict):
+        try:
+            value = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            return f"is not JSON: {error}"
+    if isinstance(value, str):
+        try:
+            size = len(value.encode("utf-8"))
+        except UnicodeEncodeError:
+            return "holds half a character (a lone surrogate)"
+        if size > MAX_TEXT_BYTES:
+            return f"has {size} bytes, at most {MAX_TEXT_BYTES} fit; shorten it"
+    return None
+
+
 def to_metadata_column(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as it is stored. Raises ValueError when it is nested deeper than MAX_JSON_DEPTH."""
+    """Metadata as it is stored. Raises ValueError when it is nested deeper than MAX_JSON_DEPTH, and for an integer
+    beyond 64 bits."""
     kinds = {name: kind_of(value) for name, value in metadata.items() if _can_be_named(name)}
     lists = {name: metadata[name] for name, kind in kinds.items() if kind == "list"}
     return {
@@ -96,7 +142,7 @@ def _can_be_named(name: object) -> bool:
 
 def _map_texts(value: Any, change: Callable[[str], str], levels: int) -> Any:
     if levels < 0:
-        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels; make it flat")
+        raise ValueError(f"metadata is nested deeper than {MAX_JSON_DEPTH} levels; make it flat")
     match value:
         case str():
             return change(value)
@@ -106,5 +152,7 @@ def _map_texts(value: Any, change: Callable[[str], str], levels: int) -> Any:
             return {
                 _map_texts(name, change, levels): _map_texts(entry, change, levels - 1) for name, entry in value.items()
             }
+        case int() if value not in _INT64:
+            raise ValueError("metadata holds an integer beyond 64 bits; write it as text")
         case _:
             return value

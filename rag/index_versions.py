@@ -21,9 +21,8 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from rag.errors import RagError, UnknownCollectionError
 from rag.milvus import CONSISTENCY, MilvusConnection, is_not_found
-from rag.store_rows import BuiltIndex, check_collection_name, is_ours, read_description
+from rag.store_rows import REGISTRY, VERSION_NAME, BuiltIndex, check_collection_name, is_ours, read_description
 
-REGISTRY = "rag_index_versions"
 VERSIONS_TTL_S = 3.0
 
 _MAX_ROWS = 16_384  # Milvus' limit on one answer
@@ -117,16 +116,23 @@ class IndexRegistry:
     def begin(self, collection: str, number: int | None = None) -> IndexVersion:
         """Registers a new version, or version `number` that an earlier run left, as being built by this run.
 
-        Raises InputError when the collection's name is too long to have versions.
+        Raises InputError when the collection's name is too long to have versions, or is one's itself.
         """
+        check_collection_name(collection)
         registered = self._registered(collection)
         if number is None:
             number = self._free_number(collection, registered)
         building = IndexVersion(collection, number, "building", uuid.uuid4().hex)
-        check_collection_name(building.physical)
+        check_collection_name(building.physical, of_version=True)
         # From now on the physical collection of the same name is one version of several.
         self._write([building] if registered else [IndexVersion(collection), building])
         return building
+
+    def is_being_built(self, physical: str) -> bool:
+        """Whether it is the name of a registered version that is not ready."""
+        if not VERSION_NAME.fullmatch(physical):
+            return False
+        return any(version.physical == physical and version.state != "ready" for version in self._rows())
 
     def check_run(self, version: IndexVersion) -> None:
         """Raises RagError when another run has taken the version over, or it is gone."""
@@ -154,6 +160,8 @@ class IndexRegistry:
     def drop(self, versions: Sequence[IndexVersion], drain_s: float) -> None:
         """Removes versions with their rows; those that are ready only when no search can be on its way any more."""
         self._remove_rows(versions)
+        for version in versions:
+            self.forget(version.collection)
         if any(version.state == "ready" for version in versions):
             time.sleep(self._ttl_s + drain_s)
         self.drop_physical(versions)
@@ -173,9 +181,16 @@ class IndexRegistry:
         self._remove_rows(self._registered(collection))
 
     def drop_collection(self, collection: str) -> None:
-        """Removes the collection with all its versions. Raises UnknownCollectionError."""
+        """Removes the collection with all its versions.
+
+        Raises UnknownCollectionError, also for another program's collection and for the version of another one.
+        """
+        registered = self._rows()
+        if any(version.physical == collection != version.collection for version in registered):
+            raise UnknownCollectionError(collection)
         first = IndexVersion(collection)  # also where it is registered no more: a killed run may have left it
-        versions = [version for version in self.versions(collection) if version.number] + [first]
+        found = [version for version in registered if version.collection == collection and version.number]
+        versions = [version for version in (*found, first) if is_ours(self._description(version) or "")]
         self.forget(collection)
         # The current version goes last, and the rows after it: a run that is killed here can be repeated.
         dropped = self.drop_physical(reversed(versions))
@@ -223,6 +238,13 @@ class IndexRegistry:
         return number
 
     def _describe(self, version: IndexVersion) -> ReadyIndex | None:
+        description = self._description(version)
+        if description is None:
+            return None
+        return ReadyIndex(version.physical, read_description(version.collection, description))
+
+    def _description(self, version: IndexVersion) -> str | None:
+        """What its physical collection remembers; None where there is none."""
         with self._connection.client() as client:
             try:
                 described = client.describe_collection(version.physical, timeout=self._connection.timeout_s)
@@ -230,7 +252,7 @@ class IndexRegistry:
                 if is_not_found(error):
                     return None
                 raise
-        return ReadyIndex(version.physical, read_description(version.collection, described["description"]))
+        return str(described["description"])
 
     def _write(self, versions: Iterable[IndexVersion]) -> None:
         rows = [

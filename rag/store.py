@@ -75,9 +75,9 @@ class MilvusStore:
     # --- collections ---
 
     def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
-        """Makes the collection unless it exists. Raises InputError for a name that Milvus does not take, and
-        IndexMismatchError when its current version has another fingerprint."""
-        check_collection_name(name)
+        """Makes the collection unless it exists. Raises InputError for a name that Milvus does not take or that is kept
+        for index versions, and IndexMismatchError when its current version has another fingerprint."""
+        check_collection_name(name, of_version=self.registry.is_being_built(name))
         try:
             index = self.registry.read(name).ready[0]
         except UnknownCollectionError:
@@ -297,7 +297,7 @@ class MilvusStore:
         if indexes.switching:
             raise StoreUnavailableError(
                 f"collection {collection!r} is switching to a new index version and takes no changes; try again in "
-                f"some seconds, or, where reindexing was stopped, let it finish: rag collections reindex {collection}"
+                f"some seconds, or, where reindexing was stopped, end the switch: rag collections reindex {collection}"
             )
         return indexes.ready
 

@@ -12,19 +12,27 @@ import numpy as np
 from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
 from pymilvus.milvus_client.index import IndexParams
 
-from rag.columns import from_column, from_metadata_column, to_column, to_metadata_column
+from rag.columns import (
+    MAX_ARRAY_LENGTH,
+    MAX_TEXT_BYTES,
+    check_fit,
+    document_columns,
+    from_column,
+    from_metadata_column,
+    to_column,
+)
 from rag.errors import IndexMismatchError, InputError
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
 SCHEMA_VERSION = 2
-MAX_TEXT_BYTES = 65_535  # Milvus' limit on a VARCHAR, and on a JSON value
 MAX_TOP_K = 16_384  # Milvus' limit
-MAX_ARRAY_LENGTH = 4_096  # Milvus' limit on an ARRAY
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
 SERVER_VERSION = re.compile(r"v?(\d+)\.(\d+)", re.ASCII)
 FIRST_WITH_BM25 = (2, 5)
 COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+REGISTRY = "rag_index_versions"  # the collection of rag.index_versions
+VERSION_NAME = re.compile(r".+__v\d+", re.ASCII)  # the physical collections' that it makes
 
 CHUNK_COLUMNS = [
     "chunk_id",
@@ -104,13 +112,15 @@ def build_indexes(built: BuiltIndex) -> IndexParams:
     return indexes
 
 
-def check_collection_name(name: str) -> None:
-    """Raises InputError unless Milvus takes the name."""
+def check_collection_name(name: str, *, of_version: bool = False) -> None:
+    """Raises InputError unless Milvus takes the name and it is free for collections; `of_version`: for a version's."""
     if not COLLECTION_NAME.fullmatch(name):
         raise InputError(
             f"{name[:80]!r} cannot name a collection: start with a letter or underscore, "
             "then letters, digits and underscores, 255 at most"
         )
+    if name == REGISTRY or (VERSION_NAME.fullmatch(name) and not of_version):
+        raise InputError(f"{name[:80]!r} is kept for index versions; choose another name")
 
 
 def check_top_k(top_k: int) -> None:
@@ -144,18 +154,17 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
         "last_page": -1 if chunk.last_page is None else chunk.last_page,
         "page_starts": list(chunk.page_starts),
         "heading": chunk.heading,
-        "title": to_column(row.title),
-        "source": to_column(row.source),
-        "acl": [to_column(group) for group in row.acl],
-        "metadata": _json_column(row),
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
         "updated_at": to_column(row.updated_at),
     }
     if built.lexical:
         columns["analyzed"] = row.analyzed
-    _check_fit(columns)
-    return columns
+    try:
+        check_fit(columns)
+        return columns | document_columns(row.title, row.source, row.acl, row.metadata)
+    except ValueError as error:
+        raise InputError(f"chunk {chunk.chunk_id!r} cannot be stored: {error}") from error
 
 
 def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
@@ -281,38 +290,3 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return loaded if isinstance(loaded, dict) else {}
-
-
-def _json_column(row: StoredChunk) -> Any:
-    try:
-        return to_metadata_column(row.metadata)
-    except ValueError as error:
-        raise InputError(f"chunk {row.chunk.chunk_id!r} cannot be stored: metadata: {error}") from error
-
-
-def _check_fit(columns: Mapping[str, Any]) -> None:
-    for name, value in columns.items():
-        problem = _misfit(name, value)
-        if problem:
-            raise InputError(f"chunk {columns['chunk_id']!r} cannot be stored: {name} {problem}")
-
-
-def _misfit(name: str, value: Any) -> str | None:
-    """Why Milvus could not hold the value; None when it can."""
-    if isinstance(value, list):
-        if len(value) > MAX_ARRAY_LENGTH:
-            return f"has {len(value)} entries, at most {MAX_ARRAY_LENGTH} fit"
-        return next((problem for entry in value if (problem := _misfit(name, entry))), None)
-    if isinstance(value, dict):
-        try:
-            value = json.dumps(value, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            return f"is not JSON: {error}"
-    if isinstance(value, str):
-        try:
-            size = len(value.encode("utf-8"))
-        except UnicodeEncodeError:
-            return "holds half a character (a lone surrogate)"
-        if size > MAX_TEXT_BYTES:
-            return f"has {size} bytes, at most {MAX_TEXT_BYTES} fit"
-    return None

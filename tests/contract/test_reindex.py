@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pymilvus import MilvusClient
 
 from ingest.copy_chunks import Files, StoredTexts
 from ingest.journal import open_journal
@@ -241,6 +242,22 @@ def test_while_the_versions_are_switched_changes_are_refused(open_store: OpenSto
     open_store(NEW).upsert("docs", [row(300, 8)])
 
 
+def test_a_switch_that_was_stopped_is_undone_where_the_current_version_is_wanted(
+    open_store: OpenStore, old_store: MilvusStore
+) -> None:
+    registry = old_store.registry
+    stopped = registry.begin("docs")
+    open_store(NEW).ensure_collection(stopped.physical, NEW)
+    registry.refuse_writes(stopped, DRAIN_S)
+    with pytest.raises(StoreUnavailableError, match="rag collections reindex docs"):
+        old_store.upsert("docs", [row(300)])
+    report = reindex(old_store, CountingEmbedder(4), OLD)
+    assert (report.texts, report.copied.chunks) == (None, 0)
+    old_store.upsert("docs", [row(300)])
+    assert [version.number for version in registry.versions("docs")] == [0]
+    assert registry.drop_physical([stopped]) == 0
+
+
 KILLED = """
 import sys, time
 from tests.contract.test_reindex import NEW, TIMEOUT_S, TTL_S, CountingEmbedder, reindex
@@ -293,12 +310,15 @@ def test_an_unfinished_version_for_another_embedder_gives_way(open_store: OpenSt
 
 
 def test_a_new_version_never_takes_the_name_of_a_collection_that_is_there(
-    open_store: OpenStore, old_store: MilvusStore
+    lite_uri: str, open_store: OpenStore, old_store: MilvusStore
 ) -> None:
-    old_store.ensure_collection("docs__v1", OLD)
+    client = MilvusClient(lite_uri, timeout=TIMEOUT_S, dedicated=True)
+    client.create_collection("docs__v1", dimension=2)  # another program's: ours make none of that name
     reindex(open_store(NEW), CountingEmbedder(8))
-    assert old_store.collections() == ["docs", "docs__v1"]
-    old_store.drop_collection("docs__v1")
+    assert [version.number for version in open_store(NEW).registry.versions("docs")] == [2, 0]
+    assert client.has_collection("docs__v1")
+    client.drop_collection("docs__v1")
+    client.close()
     assert open_store(NEW).fingerprint("docs") == NEW
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rag.columns import MAX_TEXT_BYTES
 from rag.errors import IndexMismatchError, InputError, UnknownCollectionError
 from rag.filters import And, Equals, HasAny, NotEquals, OneOf
-from rag.store_rows import MAX_TEXT_BYTES
 from rag.types import Chunk, StoredChunk
 from tests.store_checks import (
     DIMENSION,
@@ -247,8 +247,11 @@ def nested(levels: int) -> dict[str, object]:
         (row("a", acl=("g",) * 5000), "acl has 5000 entries"),
         (row("a", metadata={"x": object()}), "metadata is not JSON"),
         (row("a", metadata=nested(101)), "nested deeper than 100"),
+        (row("a", metadata={"x": "가" * MAX_TEXT_BYTES}), "metadata has 1966[0-9]{2} bytes"),
+        (row("a", metadata={"x": [2**63]}), "metadata holds an integer beyond 64 bits"),
+        (row("a", metadata={"x": float("inf")}), "metadata is not JSON"),
     ],
-    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata", "nested"],
+    ids=["shape", "nan", "long", "surrogate", "id", "acl", "metadata", "nested", "json", "integer", "infinite"],
 )
 def test_a_chunk_that_cannot_be_stored_is_named_and_nothing_is_written(
     store: Store, collection: str, bad: StoredChunk, told: str

@@ -11,8 +11,10 @@ import pytest
 
 from ingest.pipeline import Progress
 from ingest.prepare import Outcome, Work, prepare_here
+from rag.config import Settings
 from rag.errors import IndexMismatchError, StoreUnavailableError
 from rag.filters import Filter
+from rag.step_settings import ChunkSettings
 from rag.types import IndexFingerprint, StoredChunk
 from tests.fakes import HashEmbedder, InMemoryStore
 from tests.ingest_fakes import (
@@ -23,7 +25,9 @@ from tests.ingest_fakes import (
     count_words,
     counts,
     ingest,
+    kill,
     paragraphs,
+    rows,
     small_settings,
 )
 
@@ -179,6 +183,33 @@ def test_a_run_that_names_no_groups_keeps_those_stored(folder: Path) -> None:
     assert counts(ingest(store, folder)) == (0, 1, 2, 0, 0)
     assert {document.acl for document in store.stored_documents(COLLECTION)} == {("staff",)}
     assert all(dict(document.metadata) == {"lang": "en"} for document in store.stored_documents(COLLECTION))
+
+
+def in_large_chunks() -> Settings:
+    return small_settings().model_copy(update={"chunk": ChunkSettings(max_tokens=200, overlap_tokens=0)})
+
+
+def test_the_same_bytes_in_fewer_chunks_leave_none_of_the_former_ones(folder: Path) -> None:
+    store = Store()
+    before = ingest(store, folder, acl=["staff"]).chunks
+    assert ingest(store, folder, acl=["boss"], settings=in_large_chunks()).chunks < before
+    fresh = Store()
+    ingest(fresh, folder, acl=["boss"], settings=in_large_chunks())
+    assert rows(store) == rows(fresh)
+
+
+def test_after_a_killed_run_that_wrote_fewer_chunks_none_of_the_former_ones_are_left(folder: Path) -> None:
+    path, fresh = folder / "a.md", Store()
+    ingest(fresh, path, acl=["boss"], settings=in_large_chunks())
+    for writes in range(100):
+        store = Store()
+        ingest(store, path, acl=["staff"])
+        killed = kill(store, writes, path, acl=["boss"], settings=in_large_chunks())
+        ingest(store, path, acl=["boss"], settings=in_large_chunks())
+        assert rows(store) == rows(fresh), writes
+        if not killed:
+            break
+    assert writes > 2
 
 
 def test_prune_removes_what_is_gone_from_the_folders_given_and_nothing_else(folder: Path, tmp_path: Path) -> None:

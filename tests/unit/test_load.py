@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from hashlib import blake2b
 from pathlib import Path
 
@@ -71,6 +72,14 @@ class TestFindFiles:
         assert found.files == (file,)
         assert [failure.source for failure in found.failures] == [missing, pattern]
         assert all("no such file" in failure.reason for failure in found.failures)
+
+    def test_a_name_that_the_system_refuses_is_a_failure_of_its_own(self, tmp_path: Path) -> None:
+        file = write(tmp_path / "docs/a.md")
+        (tmp_path / "docs/far.md").symlink_to("/" + "x" * 300)
+        (tmp_path / "far").symlink_to("/" + "x" * 300)
+        found = find_files([tmp_path / "far", tmp_path / "docs"])
+        assert file in found.files
+        assert "File name too long" in refusal(tmp_path / "far")
 
     def test_links_lead_to_their_target_and_loops_are_named(self, tmp_path: Path) -> None:
         file = write(tmp_path / "docs/a.md")
@@ -162,6 +171,23 @@ class TestLoadDocument:
 )
 def test_type_is_told_by_content_then_name(head: bytes, name: str, media_type: str) -> None:
     assert tell_media_type(head, name) == media_type
+
+
+@pytest.mark.parametrize(
+    ("head", "media_type"),
+    [
+        (b"<!-- -->" * 500 + b"<p>", MARKDOWN),
+        (b"<!-- -->" * 500 + b"<html>", HTML),
+        (b"<!-- a --> <?xml?>\n" * 200 + b"text", MARKDOWN),
+        (b"<!-- " * 800, MARKDOWN),
+        (b" " * 4000, MARKDOWN),
+        (b"<?xml" * 800, MARKDOWN),
+    ],
+)
+def test_a_head_of_comments_is_told_in_no_time(head: bytes, media_type: str) -> None:
+    started = time.monotonic()
+    assert tell_media_type(head, "a.md") == media_type
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(

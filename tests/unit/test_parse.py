@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ class TestPlainText:
     def test_too_many_characters(self, tmp_path: Path) -> None:
         with pytest.raises(DocumentError, match=r"11 characters, more than the 10 allowed.*ingest.max_chars"):
             parse(tmp_path, "a.txt", "가" * 11, IngestSettings(max_chars=10))
+
+    def test_more_bytes_than_the_characters_allowed_can_have_are_not_decoded(self, tmp_path: Path) -> None:
+        raw = "😀".encode() * 10
+        assert parse(tmp_path, "a.txt", raw, IngestSettings(max_chars=10)).text == "😀" * 10
+        with pytest.raises(DocumentError, match=r"41 bytes, more than 10 characters can have.*ingest.max_chars"):
+            parse(tmp_path, "b.txt", raw + b"\xff", IngestSettings(max_chars=10))
+
+    @pytest.mark.parametrize("sentence", [KOREAN, "Café déjà vu – naïve façade: “größer”.\n" * 2])
+    def test_a_legacy_text_takes_a_few_times_its_size_to_decode(self, sentence: str) -> None:
+        encoding = "cp949" if sentence is KOREAN else "cp1252"
+        raw = (sentence * 4000).encode(encoding)
+        decode_text((sentence * 4).encode(encoding))  # what is loaded once is not counted
+        tracemalloc.start()
+        text = decode_text(raw)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert text == sentence * 4000
+        assert peak < 20 * len(raw)
 
     def test_file_that_changed_since_it_was_loaded(self, tmp_path: Path) -> None:
         path = tmp_path / "a.txt"
@@ -197,6 +216,27 @@ class TestHtml:
     def test_declared_encoding(self, tmp_path: Path, declared: str) -> None:
         page = f'<html><head><meta charset="{declared}"></head><body><p>{KOREAN * 3}</p></body></html>'
         assert "서버는 8000번 포트에서 시작합니다." in parse(tmp_path, "a.html", page.encode("cp949")).text
+
+    @pytest.mark.parametrize(
+        "declared",
+        [
+            "undefined",
+            "unicode_escape",
+            "Raw-Unicode-Escape",
+            "punycode",
+            "idna",
+            "utf--7",
+            "u16",
+            "hex",
+            "base64",
+            "a\u202e",
+        ],
+    )
+    def test_a_declared_encoding_that_is_none_of_a_text_is_left_aside(self, tmp_path: Path, declared: str) -> None:
+        page = f'<html><head><meta charset="{declared}"></head><body><p>{KOREAN * 3}\\u0041</p></body></html>'
+        text = parse(tmp_path, "a.html", page.encode("cp949", "ignore")).text
+        assert "서버는 8000번 포트에서 시작합니다." in text
+        assert "\\u0041" in text
 
     def test_xml_declaration(self, tmp_path: Path) -> None:
         page = '<?xml version="1.0" encoding="UTF-8"?><html><body><p>본문입니다.</p></body></html>'

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from rag.store_rows import BuiltIndex, build_schema, has_bm25, read_description, write_description
+from rag.errors import InputError
+from rag.store_rows import (
+    BuiltIndex,
+    build_schema,
+    check_collection_name,
+    has_bm25,
+    read_description,
+    write_description,
+)
 from rag.types import IndexFingerprint
 
 FINGERPRINT = IndexFingerprint("m", 2, True, "", "", "s", "1")
@@ -41,3 +49,22 @@ def test_a_schema_has_the_columns_of_words_only_with_bm25(lexical: bool) -> None
     assert ({"analyzed", "sparse"} <= {field.name for field in schema.fields}) is lexical
     assert len(schema.functions) == int(lexical)
     assert set(built.indexed_columns) <= {field.name for field in schema.fields}
+
+
+@pytest.mark.parametrize("name", ["rag_index_versions", "docs__v1", "docs__v07", "a__v1__v23"])
+def test_a_name_that_is_kept_for_index_versions_is_refused_but_for_those(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' is kept for index versions; choose another name"):
+        check_collection_name(name)
+
+
+@pytest.mark.parametrize("name", ["docs__v", "docs_v1", "docs__v1a", "__v", "rag_index_versions_"])
+def test_a_name_that_only_looks_like_it_is_taken(name: str) -> None:
+    check_collection_name(name)
+
+
+def test_an_index_version_has_a_name_of_its_form() -> None:
+    check_collection_name("docs__v1", of_version=True)
+    with pytest.raises(InputError, match="255 at most"):
+        check_collection_name("a" * 252 + "__v1", of_version=True)
+    with pytest.raises(InputError, match="kept for index versions"):
+        check_collection_name("rag_index_versions", of_version=True)
