@@ -69,7 +69,11 @@ class _Request(BaseModel):
 
 
 class UploadFields(_Request):
-    """What `POST /documents` says of its documents, beside them. Without `acl` everyone may see them."""
+    """What `POST /documents` says of its documents, beside them.
+
+    Without `acl` everyone may see a new document, and one that replaces another keeps that one's groups; without
+    `metadata` also that one's metadata. A document that the caller may not see is never replaced.
+    """
 
     collection: _Collection = "default"
     acl: Annotated[list[_Group], Field(max_length=100)] = []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +134,12 @@ def test_a_transaction_that_fails_changes_nothing(jobs: JobStore) -> None:
         jobs.submit(job)
     assert jobs.find(job.job_id) == job
     assert jobs.stored_bytes() == job.bytes
+
+
+def test_jobs_of_a_service_that_did_not_know_their_senders_groups_go_on(tmp_path: Path) -> None:
+    old = submit(JobStore(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as connection:
+        connection.execute("ALTER TABLE jobs DROP COLUMN caller_groups")
+    jobs = JobStore(tmp_path)
+    assert jobs.find(old.job_id) == old
+    assert jobs.find(submit(jobs).job_id).caller_groups == ()
