@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -132,13 +132,14 @@ class JobStore:
             raise UnknownJobError(f"there is no job {job_id[:80]!r}; finished ones are forgotten after some days")
         return _from_row(row)
 
-    def start_next(self) -> Job | None:
-        """The oldest unfinished job, now running; None where all are finished.
+    def start_next(self, waiting: Collection[str] = ()) -> Job | None:
+        """The oldest unfinished job but for those `waiting`, now running; None where there is none.
 
         Only one process may call this at a time: a job that it finds running was left by a process that is gone.
         """
         with self._transaction() as connection:
-            row = connection.execute(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY rowid").fetchone()
+            rows = connection.execute(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY rowid")
+            row = next((row for row in rows if row["job_id"] not in waiting), None)
             if row is None:
                 return None
             job = _from_row(row)

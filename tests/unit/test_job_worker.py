@@ -19,7 +19,7 @@ from deployments.jobs import Job, JobDocument, JobStore
 from ingest.journal import Journal, Unfinished, open_journal
 from ingest.load import document_id_of
 from rag.config import Settings, load_settings
-from rag.errors import IndexMismatchError, StoreUnavailableError
+from rag.errors import IndexMismatchError, RagError, SettingsError, StageError, StoreUnavailableError
 from rag.types import IndexFingerprint
 from tests.fakes import HashEmbedder, InMemoryStore
 
@@ -34,6 +34,7 @@ class Bench:
         self.jobs = JobStore(data_dir)
         self.store = InMemoryStore()
         self.faults: list[Exception] = []
+        self.stuck: dict[str, RagError] = {}
 
     def submit(self, files: dict[str, bytes], **job: Any) -> Job:
         job_id = self.jobs.new_id()
@@ -48,6 +49,8 @@ class Bench:
     def run_job(self, job: Job) -> list[JobDocument]:
         if self.faults:
             raise self.faults.pop(0)
+        if job.job_id in self.stuck:
+            raise self.stuck[job.job_id]
         settings = load_settings(profile="embedded", data_dir=self.data_dir, ingest={"max_file_bytes": 10_000})
         with open_journal(settings, job.collection, print) as journal:
             return self.ingest(job, settings, journal)
@@ -176,6 +179,41 @@ def test_a_job_waits_while_the_store_is_down_and_says_so(bench: Bench) -> None:
             time.sleep(0.005)
     assert "waiting: Milvus is down" in seen
     assert (job.state, job.documents[0].reason, job.attempts) == ("done", None, 1)
+
+
+def test_a_job_waits_while_its_journal_cannot_be_written(bench: Bench) -> None:
+    bench.faults = [SettingsError("the journal cannot be written: disk full")] * 2
+    with bench.working():
+        job = bench.finish(bench.submit({"upload/a.md": b"Good."}))
+    assert (job.state, job.documents[0].reason) == ("done", None)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("down"), StageError("embed", "down")])
+def test_a_job_that_waits_lets_the_others_pass(bench: Bench, error: RagError) -> None:
+    stuck = bench.submit({"upload/a.md": b"Stuck."})
+    bench.stuck[stuck.job_id] = error
+    with bench.working():
+        assert bench.finish(bench.submit({"upload/b.md": b"Good."})).state == "done"
+        waiting = bench.jobs.find(stuck.job_id)
+        assert waiting.finished_at is None
+        assert waiting.documents[0].reason == f"waiting: {error}"
+        assert bench.jobs.folder(stuck.job_id).exists()
+        del bench.stuck[stuck.job_id]
+        job = bench.finish(stuck)
+    assert (job.state, job.attempts) == ("done", 1)
+
+
+def test_a_job_at_which_a_stage_fails_every_time_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_worker, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(job_worker, "MAX_STAGE_WAITS", 3)
+    stuck = bench.submit({"upload/a.md": b"Stuck."})
+    bench.stuck[stuck.job_id] = StageError("embed", "KeyError: bug")
+    with bench.working():
+        job = bench.finish(stuck)
+    assert job.state == "failed"
+    assert "KeyError: bug" in str(job.documents[0].reason)
+    assert "4 times" in str(job.documents[0].reason)
+    assert "Send it again" in str(job.documents[0].reason)
 
 
 def test_a_job_that_cannot_be_done_fails_with_the_reason_and_the_next_one_runs(bench: Bench) -> None:

@@ -43,6 +43,15 @@ def test_jobs_start_in_the_order_of_their_submission(jobs: JobStore) -> None:
     assert started == submitted
 
 
+def test_a_job_that_is_to_wait_is_passed_over(jobs: JobStore) -> None:
+    first, second = submit(jobs), submit(jobs)
+    started = jobs.start_next({first.job_id})
+    assert started is not None
+    assert started.job_id == second.job_id
+    assert jobs.find(first.job_id) == first
+    assert jobs.start_next({first.job_id, second.job_id}) is None
+
+
 def test_a_running_job_is_started_again_and_counts_it(jobs: JobStore, tmp_path: Path) -> None:
     submit(jobs)
     first = jobs.start_next()
