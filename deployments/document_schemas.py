@@ -148,10 +148,17 @@ class CollectionBody(BaseModel):
     index_version: str
 
 
+class ListedCollectionBody(BaseModel):
+    """A collection; `index_version` is null where no index of it fits the settings: reindex it, or delete it."""
+
+    name: str
+    index_version: str | None
+
+
 class CollectionsBody(BaseModel):
     """Every collection."""
 
-    collections: list[CollectionBody]
+    collections: list[ListedCollectionBody]
 
 
 class Problem(BaseModel):

@@ -14,6 +14,7 @@ from rag.connect import connect_store
 from rag.embedded_store import EmbeddedServer
 from rag.errors import StoreUnavailableError
 from rag.filters import Filter
+from rag.listing import index_versions
 from rag.store import MilvusStore
 from rag.types import Groups, IndexFingerprint, SearchResult, Vector
 
@@ -51,10 +52,9 @@ class Retriever:
         )
 
     async def index_versions(self) -> dict[str, str]:
-        """Each collection's index version."""
-        names = await asyncio.to_thread(self._store.collections)
-        fingerprints = await asyncio.gather(*(asyncio.to_thread(self._store.fingerprint, name) for name in names))
-        return {name: found.index_version for name, found in zip(names, fingerprints, strict=True)}
+        """The index version of each collection that can be searched."""
+        found = await asyncio.to_thread(index_versions, self._store)
+        return {name: version for name, version in found.items() if version is not None}
 
     async def ready(self) -> None:
         """Raises StoreUnavailableError when Milvus does not answer."""
