@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
@@ -13,6 +14,7 @@ from deployments.jobs import Job
 MAX_NAME_CHARS = 1000
 MAX_METADATA_BYTES = 60_000  # a row of the store holds 65,535
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _refuse_control(text: str) -> str:
@@ -28,8 +30,24 @@ def _refuse_path(source: str) -> str:
     return source
 
 
+def _refuse_unstorable(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    # `allow_inf_nan` and the parser's own check of surrogates hold for neither JsonValue nor both doors.
+    pending: list[JsonValue] = [metadata]
+    while pending:
+        match pending.pop():
+            case str() as text if _SURROGATE.search(text):
+                raise ValueError("it holds half a character (a lone surrogate); leave that out")
+            case float() as number if not isfinite(number):
+                raise ValueError(f"it holds {number}, which is no JSON; leave that out")
+            case list() as entries:
+                pending += entries
+            case dict() as fields:
+                pending += [*fields, *fields.values()]
+    return metadata
+
+
 def _refuse_size(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8"))
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"it has {size} bytes as JSON, at most {MAX_METADATA_BYTES} fit")
     return metadata
@@ -43,7 +61,7 @@ _Name = Annotated[
 ]
 _Source = Annotated[_Name, AfterValidator(_refuse_path)]
 _Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
-_Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_size)]
+_Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_unstorable), AfterValidator(_refuse_size)]
 
 
 class _Request(BaseModel):
@@ -51,7 +69,11 @@ class _Request(BaseModel):
 
 
 class UploadFields(_Request):
-    """What `POST /documents` says of its documents, beside them. Without `acl` everyone may see them."""
+    """What `POST /documents` says of its documents, beside them.
+
+    Without `acl` everyone may see a new document, and one that replaces another keeps that one's groups; without
+    `metadata` also that one's metadata. A document that the caller may not see is never replaced.
+    """
 
     collection: _Collection = "default"
     acl: Annotated[list[_Group], Field(max_length=100)] = []
@@ -126,10 +148,17 @@ class CollectionBody(BaseModel):
     index_version: str
 
 
+class ListedCollectionBody(BaseModel):
+    """A collection; `index_version` is null where no index of it fits the settings: reindex it, or delete it."""
+
+    name: str
+    index_version: str | None
+
+
 class CollectionsBody(BaseModel):
     """Every collection."""
 
-    collections: list[CollectionBody]
+    collections: list[ListedCollectionBody]
 
 
 class Problem(BaseModel):

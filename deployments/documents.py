@@ -103,10 +103,10 @@ _UPLOAD_BODY = {
         **problems(400, 413, 415, 422, 429, 503),
     },
 )
-async def add_documents(request: Request, doors: Doors) -> Response:
+async def add_documents(request: Request, doors: Doors, groups: Groups) -> Response:
     """Takes files, or one text, and ingests them afterwards: GET the job to see how far that is."""
     try:
-        job = await doors.intake.accept(request)
+        job = await doors.intake.accept(request, groups)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads this
     return JSONResponse(job_body(job), 202, headers={"Location": f"/jobs/{job.job_id}"})

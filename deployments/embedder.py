@@ -39,7 +39,7 @@ class Embedder:
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim), rows of L2 norm 1."""
-        tokens = sum(self._embedder.count_tokens(texts))
+        tokens = sum(await asyncio.to_thread(self._embedder.count_tokens, texts))
         # serve.batch refuses an item larger than a batch; `encode` cuts such a one into passes itself.
         vectors: np.ndarray = await self._batch(_Request(texts, kind, min(tokens, self._settings.batch_tokens)))
         return vectors

@@ -22,6 +22,7 @@ from rag.analyze import analyze
 from rag.batching import token_bounded_batches
 from rag.config import Settings
 from rag.connect import open_store
+from rag.listing import index_versions
 from rag.models import load_token_counter, locate_model
 from rag.store import MilvusStore
 from rag.types import Groups
@@ -70,8 +71,9 @@ class Indexer:
         await self._ask(delete)
 
     async def list_collections(self) -> list[dict[str, Any]]:
-        """Each with its index version, by name."""
-        return await self._ask(lambda store: [_collection_body(store, name) for name in store.collections()])
+        """Each with its index version, by name; see rag.listing."""
+        found = await self._ask(index_versions)
+        return [{"name": name, "index_version": version} for name, version in found.items()]
 
     async def create_collection(self, name: str) -> tuple[bool, dict[str, Any]]:
         """Whether it had to be made, and the collection."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,14 @@ from ingest.load import Failure, load_documents
 from ingest.pipeline import ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
+from ingest.recover import reconcile
 from rag.config import Settings
-from rag.types import CountTokens, IndexFingerprint, StoredDocument
+from rag.errors import StageError
+from rag.types import CountTokens, Document, IndexFingerprint, StoredDocument
 
 MAX_FAILURES = 100  # named one by one of those within a file
+HIDDEN = "a document of that source exists that you may not see; choose another source"
+VISIBLE = "visible-"  # begins the name of a copy without the rows that would replace hidden documents
 
 
 def ingest_job(
@@ -33,12 +39,23 @@ def ingest_job(
 ) -> list[JobDocument]:
     """The job's documents, done or failed; a search that starts afterwards finds those that are done.
 
-    Waits while another process ingests into the collection. Done twice it changes nothing. Raises what
-    `ingest_documents` does.
+    `journal` is held by this process alone, so that nobody else ingests into the collection meanwhile. A document that
+    its sender's groups may not see is not replaced. Done twice it changes nothing. Raises what `ingest_documents` does,
+    and StageError where the disk fails.
     """
     files = {folder / one.file: one for one in job.documents if one.file is not None}
+    max_file_bytes = settings.ingest.max_file_bytes
+    store.ensure_collection(job.collection, fingerprint)
+    reconcile(store, job.collection, journal, say)  # from here on the journal knows what is stored
+    hidden: set[str] = set()
+    taken: dict[Path, Path | None] = {}
+    for path, document in files.items():
+        loaded = load_documents(path, max_file_bytes=max_file_bytes, source=document.source)
+        closed = [one for one in loaded if isinstance(one, Document) and _is_hidden(one, job, folder, journal)]
+        taken[path] = _without(path, closed)
+        hidden.update(one.document_id for one in closed)
     report = ingest_documents(
-        list(files),
+        [path for path in taken.values() if path is not None],
         store=store,
         journal=journal,
         say=say,
@@ -50,39 +67,91 @@ def ingest_job(
         collection=job.collection,
         acl=job.acl,
         metadata=job.metadata,
-        sources={path: one.source for path, one in files.items()},
+        sources={path: files[original].source for original, path in taken.items() if path is not None},
     )
-    reasons = {failure.source: failure.reason for failure in report.failures}
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for failure in report.failures:
+        reasons[failure.source].append(failure.reason)
     stored = {one.document_id: one for one in store.stored_documents(job.collection)}
     outcomes: list[JobDocument] = []
     within: list[JobDocument] = []
     for path, document in files.items():
-        done, failed = _sort(path, document.source, settings.ingest.max_file_bytes, reasons, stored)
+        done: list[StoredDocument] = []
+        failed: list[JobDocument] = []
+        for one in load_documents(path, max_file_bytes=max_file_bytes, source=document.source):
+            outcome = _outcome(one, path, taken[path], hidden, journal, reasons, stored)
+            if isinstance(outcome, StoredDocument):
+                done.append(outcome)
+            else:
+                failed.append(JobDocument(one.source, state="failed", reason=outcome))
         outcomes.append(_sum_up(document, done, failed))
         if len(done) + len(failed) > 1:
             within += failed
     return outcomes + within[:MAX_FAILURES]
 
 
-def _sort(
-    path: Path, source: str, max_file_bytes: int, reasons: Mapping[str, str], stored: Mapping[str, StoredDocument]
-) -> tuple[list[StoredDocument], list[JobDocument]]:
-    """The documents of a file: those that are in the store, and those that failed."""
-    if not path.exists():
-        return [], [JobDocument(source, state="failed", reason="its uploaded file is gone; send it again")]
-    done: list[StoredDocument] = []
-    failed: list[JobDocument] = []
-    for one in load_documents(path, max_file_bytes=max_file_bytes, source=source):
-        if isinstance(one, Failure):
-            failed.append(JobDocument(one.source, state="failed", reason=one.reason))
-        elif one.source in reasons:
-            failed.append(JobDocument(one.source, state="failed", reason=reasons[one.source]))
-        elif one.document_id in stored:
-            done.append(stored[one.document_id])
-        else:
-            reason = "it was deleted while its job ran; send it again if that was not meant"
-            failed.append(JobDocument(one.source, state="failed", reason=reason))
-    return done, failed
+def _is_hidden(document: Document, job: Job, folder: Path, journal: Journal) -> bool:
+    """Whether it would replace one, complete or not, that the job's sender may not see.
+
+    What the job itself wrote before it was stopped is its own, whoever may see it.
+    """
+    found = (journal.recorded(document.document_id), journal.unfinished(document.document_id))
+    return any(
+        before is not None
+        and bool(before.acl)
+        and set(before.acl).isdisjoint(job.caller_groups)
+        and not Path(before.origin).is_relative_to(folder)
+        for before in found
+    )
+
+
+def _without(path: Path, closed: Sequence[Document]) -> Path | None:
+    """The file without these of its documents: itself, a copy with blank lines for them, or None where nothing is left.
+
+    Raises StageError where the copy cannot be written.
+    """
+    if not closed:
+        return path
+    parts = [one.part for one in closed if one.part is not None]
+    if not parts:
+        return None
+    copy = path.with_name(VISIBLE + path.name)
+    try:
+        shutil.copyfile(path, copy)
+        with copy.open("r+b") as file:
+            for start, end in parts:
+                file.seek(start)
+                file.write(b" " * (end - start))
+    except OSError as error:
+        reason = f"an upload cannot be copied ({error.strerror}); free space or mend the disk"
+        raise StageError("indexer", reason) from error
+    return copy
+
+
+def _outcome(
+    one: Document | Failure,
+    path: Path,
+    taken: Path | None,
+    hidden: Collection[str],
+    journal: Journal,
+    reasons: Mapping[str, list[str]],
+    stored: Mapping[str, StoredDocument],
+) -> StoredDocument | str:
+    """What the store holds of a document of the file at `path`, of which the run was given `taken`, or why it failed.
+
+    `reasons` are by source, in the order of the files; the one that is given is taken out.
+    """
+    if isinstance(one, Failure):
+        return one.reason if path.exists() else "its uploaded file is gone; send it again"
+    if one.document_id in hidden:
+        return HIDDEN
+    recorded = journal.recorded(one.document_id)
+    if recorded is None or taken is None or Path(recorded.origin) != taken:
+        if own := reasons.get(one.source):
+            return own.pop(0)
+    elif one.document_id in stored:
+        return stored[one.document_id]
+    return "it was deleted while its job ran; send it again if that was not meant"
 
 
 def _sum_up(document: JobDocument, done: list[StoredDocument], failed: list[JobDocument]) -> JobDocument:

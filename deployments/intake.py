@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ TEXT_FILE = "0.jsonl"
 
 
 class Intake:
-    """`accept(request)` makes a job of a `POST /documents`. A refused one leaves nothing on the disk."""
+    """`accept(request, groups)` makes a job of a `POST /documents`. A refused one leaves nothing on the disk."""
 
     def __init__(self, settings: ServeSettings, jobs: JobStore, metadata_fields: Mapping[str, FieldKind]) -> None:
         self._settings = settings
@@ -40,8 +41,8 @@ class Intake:
         self._jobs = jobs
         self._arriving: dict[str, int] = {}  # bytes so far of each upload that is no job yet
 
-    async def accept(self, request: Request) -> Job:
-        """The job, queued, on the disk with its files.
+    async def accept(self, request: Request, groups: frozenset[str]) -> Job:
+        """The job of a caller in these groups, queued, on the disk with its files.
 
         Raises InputError and its kin for what cannot be taken, RequestValidationError for wrong fields, OverloadedError
         and QuotaError where there is no room now, StageError where the disk fails, and ClientDisconnect.
@@ -52,7 +53,7 @@ class Intake:
         self._arriving[job_id] = 0
         try:
             with _disk_errors():
-                job = await self._receive(request, job_id)
+                job = replace(await self._receive(request, job_id), caller_groups=tuple(sorted(groups)))
                 # Not undone when the client leaves meanwhile: the thread would finish it all the same.
                 return await asyncio.to_thread(self._jobs.submit, job)
         finally:

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from deployments.jobs import Job, JobDocument, JobStore
-from rag.errors import ModelError, OverloadedError, RagError, StageError, StoreUnavailableError
+from rag.errors import ModelError, OverloadedError, RagError, SettingsError, StageError, StoreUnavailableError
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,15 +22,28 @@ TIDY_S = 3600.0
 MAX_ATTEMPTS = 10
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
+MAX_STAGE_WAITS = 60  # about half an hour; a stage that is up and fails at this very job would do so for ever
 
-# What passes by itself, or when an operator mends it: the job waits for that.
-PASSING = (StoreUnavailableError, StageError, OverloadedError, ModelError)
+# What passes by itself, or when an operator mends it (a full disk is a SettingsError): the job waits for that.
+PASSING = (StoreUnavailableError, StageError, OverloadedError, ModelError, SettingsError)
 
 RunJob = Callable[[Job], Sequence[JobDocument]]  # what became of each document; raises RagError
 
 
+@dataclass(slots=True)
+class _Wait:
+    """Why a job is not begun yet: at `until`, of the monotonic clock, its next try is due."""
+
+    until: float = 0.0
+    seconds: float = 0.0
+    stage_errors: int = 0
+
+
 class JobWorker:
     """`run` works until `stop`. A job that was begun by a process that is gone is begun anew.
+
+    A job that meets what passes waits, longer each time, and the others go on; one at which a stage failed more than
+    MAX_STAGE_WAITS times is given up.
 
     Of several workers over one data directory, in whatever processes, one works; the next one takes over when it ends.
     A job during which the process ended MAX_ATTEMPTS times, so perhaps by it, is given up.
@@ -40,10 +54,11 @@ class JobWorker:
         self._run_job = run_job
         self._lock_file = lock_file
         self._keep_jobs_days = keep_jobs_days
+        self._waits: dict[str, _Wait] = {}  # by job id
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """`run` returns after the job that it is at, or at once where that waits."""
+        """`run` returns after the job that it is at."""
         self._stopping.set()
 
     def run(self) -> None:
@@ -54,9 +69,10 @@ class JobWorker:
                 if time.monotonic() - tidied_at > TIDY_S:
                     tidied_at = time.monotonic()
                     self._jobs.tidy(self._keep_jobs_days)
-                job = self._jobs.start_next()
+                now = time.monotonic()
+                job = self._jobs.start_next({job_id for job_id, wait in self._waits.items() if wait.until > now})
                 if job is not None:
-                    self._finish(job)
+                    self._work(job)
                 else:
                     self._stopping.wait(PERIOD_S)
 
@@ -73,30 +89,41 @@ class JobWorker:
                     break
             yield
 
-    def _finish(self, job: Job) -> None:
+    def _work(self, job: Job) -> None:
+        """One try of a job: it ends, or waits for the next one."""
         if job.attempts > MAX_ATTEMPTS:
             reason = (
                 f"the indexer ended {MAX_ATTEMPTS} times while it read this upload; its log says how. Send it in parts"
             )
-            self._jobs.finish(job, "failed", _all_failed(job, reason))
+            self._finish(job, "failed", _all_failed(job, reason))
             return
-        wait_s = FIRST_WAIT_S
-        while not self._stopping.is_set():
-            try:
-                documents = self._run_job(job)
-            except PASSING as error:
-                logger.warning("%s waits %g s: %s", job.job_id, wait_s, error)
-                waiting = [replace(one, reason=f"waiting: {error}") for one in job.documents]
-                self._jobs.save(replace(job, documents=tuple(waiting)))
-                self._stopping.wait(wait_s)
-                wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-            except RagError as error:
-                self._jobs.finish(job, "failed", _all_failed(job, str(error)))
-                return
-            else:
-                succeeded = any(one.state == "done" for one in documents)
-                self._jobs.finish(job, "done" if succeeded else "failed", documents)
-                return
+        try:
+            documents = self._run_job(job)
+        except PASSING as error:
+            self._wait(job, error)
+        except RagError as error:
+            self._finish(job, "failed", _all_failed(job, str(error)))
+        else:
+            succeeded = any(one.state == "done" for one in documents)
+            self._finish(job, "done" if succeeded else "failed", documents)
+
+    def _wait(self, job: Job, error: RagError) -> None:
+        wait = self._waits.setdefault(job.job_id, _Wait())
+        wait.stage_errors += isinstance(error, StageError)
+        if wait.stage_errors > MAX_STAGE_WAITS:
+            reason = f"{error}; tried {wait.stage_errors} times. Send it again when that is mended"
+            self._finish(job, "failed", _all_failed(job, reason))
+            return
+        wait.seconds = min(wait.seconds * 2, LONGEST_WAIT_S) or FIRST_WAIT_S
+        wait.until = time.monotonic() + wait.seconds
+        logger.warning("%s waits %g s: %s", job.job_id, wait.seconds, error)
+        documents = tuple(replace(one, reason=f"waiting: {error}") for one in job.documents)
+        # This attempt did not end the process, so it does not count.
+        self._jobs.save(replace(job, state="queued", attempts=job.attempts - 1, documents=documents))
+
+    def _finish(self, job: Job, state: Literal["done", "failed"], documents: Sequence[JobDocument]) -> None:
+        self._waits.pop(job.job_id, None)
+        self._jobs.finish(job, state, documents)
 
 
 def _all_failed(job: Job, reason: str) -> list[JobDocument]:

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -38,8 +38,12 @@ CREATE TABLE IF NOT EXISTS jobs (
     attempts INTEGER NOT NULL,
     created_at TEXT NOT NULL,
     started_at TEXT,
-    finished_at TEXT
+    finished_at TEXT,
+    caller_groups TEXT NOT NULL DEFAULT '[]'
 )"""
+# For a data directory of a service that did not keep them: its jobs are an anonymous caller's.
+_ADD_GROUPS = "ALTER TABLE jobs ADD COLUMN caller_groups TEXT NOT NULL DEFAULT '[]'"
+_JSON_COLUMNS = ("acl", "caller_groups", "metadata", "documents")
 _UNFINISHED = "state IN ('queued', 'running')"
 
 
@@ -60,7 +64,10 @@ class JobDocument:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Uploaded files to ingest into a collection. `attempts` counts how often that was begun."""
+    """Uploaded files to ingest into a collection. `attempts` counts how often that was begun.
+
+    `caller_groups` are those of who sent them, `acl` the groups that may see the documents.
+    """
 
     job_id: str
     collection: str
@@ -73,6 +80,7 @@ class Job:
     created_at: str = ""
     started_at: str | None = None
     finished_at: str | None = None
+    caller_groups: tuple[str, ...] = ()
 
 
 class JobStore:
@@ -84,6 +92,8 @@ class JobStore:
         self._path = data_dir.resolve() / "jobs.sqlite3"
         with self._transaction() as connection:
             connection.execute(_SCHEMA)
+            if all(column["name"] != "caller_groups" for column in connection.execute("PRAGMA table_info(jobs)")):
+                connection.execute(_ADD_GROUPS)
 
     def new_id(self) -> str:
         """A job's id, which nobody can guess."""
@@ -122,13 +132,14 @@ class JobStore:
             raise UnknownJobError(f"there is no job {job_id[:80]!r}; finished ones are forgotten after some days")
         return _from_row(row)
 
-    def start_next(self) -> Job | None:
-        """The oldest unfinished job, now running; None where all are finished.
+    def start_next(self, waiting: Collection[str] = ()) -> Job | None:
+        """The oldest unfinished job but for those `waiting`, now running; None where there is none.
 
         Only one process may call this at a time: a job that it finds running was left by a process that is gone.
         """
         with self._transaction() as connection:
-            row = connection.execute(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY rowid").fetchone()
+            rows = connection.execute(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY rowid")
+            row = next((row for row in rows if row["job_id"] not in waiting), None)
             if row is None:
                 return None
             job = _from_row(row)
@@ -186,7 +197,7 @@ def _update(connection: sqlite3.Connection, job: Job) -> None:
 
 def _to_row(job: Job) -> dict[str, Any]:
     row = asdict(job)
-    return row | {name: json.dumps(row[name], ensure_ascii=True) for name in ("acl", "metadata", "documents")}
+    return row | {name: json.dumps(row[name], ensure_ascii=True) for name in _JSON_COLUMNS}
 
 
 def _from_row(row: sqlite3.Row) -> Job:
@@ -195,6 +206,7 @@ def _from_row(row: sqlite3.Row) -> Job:
         **values
         | {
             "acl": tuple(json.loads(row["acl"])),
+            "caller_groups": tuple(json.loads(row["caller_groups"])),
             "metadata": json.loads(row["metadata"]),
             "documents": tuple(JobDocument(**one) for one in json.loads(row["documents"])),
         }

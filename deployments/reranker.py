@@ -38,7 +38,7 @@ class Reranker:
 
     async def score(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
         """Per text a float32 array (queries, spans) within 0..1."""
-        tokens = sum(self._scorer.count_tokens(texts))
+        tokens = sum(await asyncio.to_thread(self._scorer.count_tokens, texts))
         wanted = ScoreRequest(queries, texts, spans)
         scores: list[np.ndarray] = await self._batch(_Request(wanted, min(tokens, self._settings.batch_tokens)))
         return scores

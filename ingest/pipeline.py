@@ -212,7 +212,8 @@ class _Run:
                 self.failures.append(document)
                 whole = False
             elif (other := self.journal.mark_seen(document.document_id, path.as_posix())) is not None:
-                reason = f"this run took a document of that name from {other}; rename or remove one"
+                taken_from = self.sources.get(Path(other), other)
+                reason = f"this run took a document of that name from {taken_from}; rename or remove one"
                 self._fail(document, reason, _bytes_of(document, path))
             elif (work := self._work_of(document, path, keep_metadata=not metadata)) is not None:
                 self.to_come += 1

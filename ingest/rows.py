@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import isinf
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -63,10 +64,11 @@ def _skip_line(file: BinaryIO) -> int:
 def read_row(raw: bytes) -> Row:
     """The document of a line. `_id` counts as `id`; other names than those above are left aside.
 
-    In its texts a NUL or half a surrogate pair, which no store can hold, is U+FFFD. Raises DocumentError.
+    In its texts, those of the metadata among them, a NUL or half a surrogate pair, which no store can hold, is U+FFFD.
+    Raises DocumentError.
     """
     try:
-        row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        row = _clean(json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"it is no JSON in UTF-8 ({_shorten(str(error))}); write one object a line") from error
     if not isinstance(row, dict):
@@ -97,7 +99,7 @@ def _identifier(row: Mapping[str, Any]) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise DocumentError("it has no `id` (nor `_id`) that is a string or a whole number; give it one of its own")
-    return value.translate(_UNSTORABLE)
+    return value
 
 
 def _string(row: Mapping[str, Any], name: str) -> str | None:
@@ -106,7 +108,21 @@ def _string(row: Mapping[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise DocumentError(f"its `{name}` is {_show(value)}; write a string or leave it out")
-    return value.translate(_UNSTORABLE)
+    return value
+
+
+def _clean(value: Any) -> Any:
+    match value:
+        case str():
+            return value.translate(_UNSTORABLE)
+        case list():
+            return [_clean(entry) for entry in value]
+        case dict():
+            return {_clean(name): _clean(entry) for name, entry in value.items()}
+        case float() if isinf(value):
+            return _refuse_constant("Infinity")
+        case _:
+            return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -114,7 +130,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _show(value: object) -> str:
-    return _shorten(json.dumps(value, ensure_ascii=False).translate(_UNSTORABLE))
+    return _shorten(json.dumps(value, ensure_ascii=False))
 
 
 def _shorten(text: str) -> str:

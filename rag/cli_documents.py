@@ -106,14 +106,16 @@ def collections() -> None:
 @click.pass_context
 @edge
 def list_collections(context: click.Context, as_json: bool) -> None:
-    """Each collection and its index version."""
+    """Each collection and its index version; none where another program or other settings made it: reindex it."""
+    from rag.listing import index_versions
+
     with _opened(context) as (store, _):
-        found = [_collection_body(store, name) for name in store.collections()]
+        found = [{"name": name, "index_version": version} for name, version in index_versions(store).items()]
     if as_json:
         print_json({"collections": found})
     else:
         for one in found:
-            click.echo(f"{one['name']}  {one['index_version']}")
+            click.echo(f"{one['name']}  {_shown(one['index_version'])}")
 
 
 @collections.command("create")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.batching import token_bounded_batches
+from rag.batching import token_bounded_batches, token_lengths
 from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
 from rag.types import TextKind
@@ -34,17 +34,15 @@ class SentenceEmbedder:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the embedder {settings.model} cannot be loaded: {error}") from error
         self._model.max_seq_length = settings.max_tokens
+        self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
 
     @property
     def dimension(self) -> int:
         return int(self._model.get_embedding_dimension() or 0)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens that each text takes in a forward pass, the model's cut and special tokens included."""
-        if not texts:
-            return []
-        encoded = self._model.tokenizer(texts, truncation=True, max_length=self._settings.max_tokens)
-        return [len(ids) for ids in encoded["input_ids"]]
+        """Tokens that each text takes in a forward pass, the model's cut and special tokens included; in any thread."""
+        return self._token_lengths(texts)
 
     def encode(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim) in the given order, rows of L2 norm 1; `kind` picks the model's prefix."""

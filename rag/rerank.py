@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rag.batching import token_bounded_batches
+from rag.batching import token_bounded_batches, token_lengths
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
 from rag.step_settings import RerankerSettings
@@ -54,14 +54,12 @@ class MaxSimScorer:
         self._settings = settings
         self._model = _load(SentenceTransformer, settings, model)
         self._model.max_seq_length = settings.max_tokens
+        self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
         self._kept: OrderedDict[str, _TokenVectors] = OrderedDict()
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens that each text takes in a forward pass."""
-        if not texts:
-            return []
-        encoded = self._model.tokenizer(texts, truncation=True, max_length=self._settings.max_tokens)
-        return [len(ids) for ids in encoded["input_ids"]]
+        """Tokens that each text takes in a forward pass; in any thread."""
+        return self._token_lengths(texts)
 
     def score(self, requests: list[ScoreRequest]) -> list[list[np.ndarray]]:
         """See the module. A span without tokens (cut off by the model's limit, or blank) scores 0."""
@@ -125,6 +123,7 @@ class CrossEncoderScorer:
         torch.set_num_threads(settings.threads)
         self._settings = settings
         self._model = _load(CrossEncoder, settings, model)
+        self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
         self._sigmoid = torch.nn.Sigmoid()
         if self._model.num_labels != 1:
             raise ModelError(
@@ -132,11 +131,8 @@ class CrossEncoderScorer:
             )
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens that each text takes in a forward pass, without the query's."""
-        if not texts:
-            return []
-        encoded = self._model.tokenizer(texts, truncation=True, max_length=self._settings.max_tokens)
-        return [len(ids) for ids in encoded["input_ids"]]
+        """Tokens that each text takes in a forward pass, without the query's; in any thread."""
+        return self._token_lengths(texts)
 
     def score(self, requests: list[ScoreRequest]) -> list[list[np.ndarray]]:
         """See the module."""

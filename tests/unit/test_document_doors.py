@@ -20,6 +20,16 @@ from tests.document_doors import (
     text_request,
 )
 
+# Metadata that JSON can say and no store can hold.
+UNSTORABLE = [
+    '{"a": "\\ud800"}',
+    '{"a\\ud800": 1}',
+    '{"a": [{"b": ["\\udfff"]}]}',
+    '{"a": NaN}',
+    '{"a": [-Infinity]}',
+    '{"a": {"b": 1e999}}',
+]
+
 
 @pytest.fixture
 def doors(tmp_path: Path) -> Doors:
@@ -100,6 +110,22 @@ async def test_a_name_is_never_a_path(doors: Doors, tmp_path: Path, name: str, s
         pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"acl": [""]}}, 422, "acl", id="empty_group"),
         pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"metadata": "{"}}, 422, "metadata", id="metadata"),
         pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"metadata": "[]"}}, 422, "metadata", id="array"),
+        *(
+            pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"metadata": text}}, 422, "metadata", id=text)
+            for text in UNSTORABLE
+        ),
+        *(
+            pytest.param(
+                {
+                    "content": b'{"text": "x", "title": "x", "source": "x", "metadata": %s}' % text.encode(),
+                    "headers": {"content-type": "application/json"},
+                },
+                400 if "\\u" in text else 422,  # the parser's own refusal
+                "hex escape" if "\\u" in text else "metadata",
+                id=f"text_{text}",
+            )
+            for text in UNSTORABLE
+        ),
         pytest.param({"files": {"file": ("a.md", b"x")}, "data": {"source": ["a", "b"]}}, 422, "source", id="twice"),
         pytest.param({"files": [("file", ("a", b"x"))] * 2}, 422, "'a'", id="same_name"),
         pytest.param({"files": {"file": (" ", b"x")}}, 422, "no name", id="no_name"),

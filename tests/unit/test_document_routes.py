@@ -12,6 +12,7 @@ from tests.document_doors import (
     PROBLEM,
     Doors,
     check_problem,
+    text_request,
 )
 
 
@@ -55,6 +56,13 @@ async def test_documents_are_listed_as_the_caller_may_see_them(tmp_path: Path) -
         ("find_document", "default", "d1", frozenset({"staff"})),
         ("delete_document", "default", "d1", frozenset({"staff"})),
     ]
+
+
+async def test_a_job_knows_its_sender_s_groups(tmp_path: Path) -> None:
+    doors = Doors(tmp_path, groups=frozenset({"staff", "boss"}))
+    for upload in ({"files": {"file": ("a.md", b"x")}}, {"json": text_request()}):
+        response = await doors.post(**upload)
+        assert doors.jobs.find(response.json()["id"]).caller_groups == ("boss", "staff")
 
 
 async def test_a_caller_without_a_key_is_in_no_group(doors: Doors) -> None:

@@ -72,11 +72,12 @@ RAG = {
     "pipeline": EVERY_STEP
     | {"clock", "language", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
+    "listing": {"types", "errors"},
     # the command
     "client": {"errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
     "cli_edge": {"config", "errors", "profiles"},
-    "cli_documents": {"cli_edge", "connect", "store", "types"},
+    "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli": {"cli_edge", "cli_documents", "client", "connect", "doctor", "metadata", "models"},
 }
 

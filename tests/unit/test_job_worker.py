@@ -16,9 +16,10 @@ from deployments import job_worker
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import MAX_ATTEMPTS, JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from ingest.journal import Journal, open_journal
+from ingest.journal import Journal, Unfinished, open_journal
+from ingest.load import document_id_of
 from rag.config import Settings, load_settings
-from rag.errors import IndexMismatchError, StoreUnavailableError
+from rag.errors import IndexMismatchError, RagError, SettingsError, StageError, StoreUnavailableError
 from rag.types import IndexFingerprint
 from tests.fakes import HashEmbedder, InMemoryStore
 
@@ -33,6 +34,7 @@ class Bench:
         self.jobs = JobStore(data_dir)
         self.store = InMemoryStore()
         self.faults: list[Exception] = []
+        self.stuck: dict[str, RagError] = {}
 
     def submit(self, files: dict[str, bytes], **job: Any) -> Job:
         job_id = self.jobs.new_id()
@@ -47,6 +49,8 @@ class Bench:
     def run_job(self, job: Job) -> list[JobDocument]:
         if self.faults:
             raise self.faults.pop(0)
+        if job.job_id in self.stuck:
+            raise self.stuck[job.job_id]
         settings = load_settings(profile="embedded", data_dir=self.data_dir, ingest={"max_file_bytes": 10_000})
         with open_journal(settings, job.collection, print) as journal:
             return self.ingest(job, settings, journal)
@@ -177,6 +181,41 @@ def test_a_job_waits_while_the_store_is_down_and_says_so(bench: Bench) -> None:
     assert (job.state, job.documents[0].reason, job.attempts) == ("done", None, 1)
 
 
+def test_a_job_waits_while_its_journal_cannot_be_written(bench: Bench) -> None:
+    bench.faults = [SettingsError("the journal cannot be written: disk full")] * 2
+    with bench.working():
+        job = bench.finish(bench.submit({"upload/a.md": b"Good."}))
+    assert (job.state, job.documents[0].reason) == ("done", None)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("down"), StageError("embed", "down")])
+def test_a_job_that_waits_lets_the_others_pass(bench: Bench, error: RagError) -> None:
+    stuck = bench.submit({"upload/a.md": b"Stuck."})
+    bench.stuck[stuck.job_id] = error
+    with bench.working():
+        assert bench.finish(bench.submit({"upload/b.md": b"Good."})).state == "done"
+        waiting = bench.jobs.find(stuck.job_id)
+        assert waiting.finished_at is None
+        assert waiting.documents[0].reason == f"waiting: {error}"
+        assert bench.jobs.folder(stuck.job_id).exists()
+        del bench.stuck[stuck.job_id]
+        job = bench.finish(stuck)
+    assert (job.state, job.attempts) == ("done", 1)
+
+
+def test_a_job_at_which_a_stage_fails_every_time_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_worker, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(job_worker, "MAX_STAGE_WAITS", 3)
+    stuck = bench.submit({"upload/a.md": b"Stuck."})
+    bench.stuck[stuck.job_id] = StageError("embed", "KeyError: bug")
+    with bench.working():
+        job = bench.finish(stuck)
+    assert job.state == "failed"
+    assert "KeyError: bug" in str(job.documents[0].reason)
+    assert "4 times" in str(job.documents[0].reason)
+    assert "Send it again" in str(job.documents[0].reason)
+
+
 def test_a_job_that_cannot_be_done_fails_with_the_reason_and_the_next_one_runs(bench: Bench) -> None:
     bench.faults = [IndexMismatchError("built with another embedder")]
     first, second = bench.submit({"upload/a.md": b"Good."}), bench.submit({"upload/b.md": b"Good."})
@@ -231,3 +270,66 @@ def test_a_bug_ends_the_worker_so_that_its_replica_is_seen_to_be_sick(bench: Ben
         bench.worker().run()
     with bench.working():
         assert bench.finish(submitted).state == "done"
+
+
+def test_a_document_that_its_sender_may_not_see_is_neither_replaced_nor_told_of(bench: Bench) -> None:
+    rows = b'{"id": "x", "text": "Row one."}\n{"id": "y", "text": "Row two."}\n'
+    with bench.working():
+        hidden = bench.submit({"upload/a.md": b"Hidden."}, acl=("staff",), metadata={"author": "the boss"})
+        bench.finish(hidden)
+        bench.finish(bench.submit({"upload/rows.jsonl": rows.splitlines()[0]}, acl=("staff",)))
+        before = bench.store.stored_documents("docs")
+        files = {"upload/a.md": b"Mine.", "upload/b.md": b"Good.", "upload/mine.jsonl": rows}
+        job = bench.finish(bench.submit(files, acl=("mine",), caller_groups=("mine",)))
+        seen = bench.finish(bench.submit({"upload/a.md": b"Ours."}, caller_groups=("staff",)))
+    assert job.state == "done"
+    assert [(one.source, one.state) for one in job.documents] == [
+        ("upload/a.md", "failed"), ("upload/b.md", "done"), ("upload/mine.jsonl", "done"), ("x", "failed")
+    ]  # fmt: skip
+    reason = "a document of that source exists that you may not see; choose another source"
+    assert (job.documents[0].reason, job.documents[3].reason) == (reason, reason)
+    assert "1 of the 2" in str(job.documents[2].reason)
+    stored = {one.source: one for one in bench.store.stored_documents("docs")}
+    assert stored["x"] == before[1]
+    assert stored["y"].acl == ("mine",)
+    assert (seen.state, text_of(bench, "upload/a.md")) == ("done", "Ours.")
+    assert (stored["upload/a.md"].acl, stored["upload/a.md"].metadata) == (("staff",), {"author": "the boss"})
+
+
+def test_what_a_job_wrote_before_it_was_stopped_is_its_own_though_its_sender_may_not_see_it(bench: Bench) -> None:
+    submitted = bench.submit(
+        {"upload/a.md": b"Good.", "upload/b.jsonl": b'{"id": "x", "text": "Row."}'}, acl=("staff",)
+    )
+    job = bench.jobs.start_next()
+    assert job is not None
+    bench.run_job(job)  # and then the process was killed
+    with bench.working():
+        again = bench.finish(submitted)
+    assert [(one.state, one.reason) for one in again.documents] == [("done", None)] * 2
+
+
+def test_a_document_that_is_being_written_for_others_is_not_taken_over(bench: Bench) -> None:
+    job = bench.submit({"upload/a.md": b"Good."})
+    settings = load_settings(profile="embedded", data_dir=bench.data_dir)
+    bench.store.ensure_collection("docs", FINGERPRINT)
+    with open_journal(settings, "docs", print) as journal:
+        begun = Unfinished(document_id_of("upload/a.md"), "r1", "upload/a.md", "/gone", ("staff",), {}, "v", "2026")
+        journal.trust([])
+        journal.begin([begun])
+    with bench.working():
+        ended = bench.finish(job)
+    assert "you may not see" in str(ended.documents[0].reason)
+
+
+def test_of_two_files_with_one_row_s_name_the_second_alone_failed_and_names_the_first(bench: Bench) -> None:
+    first = b'{"id": "x", "text": "One."}\n{"id": "y", "text": "Two."}'
+    second = b'{"id": "x", "text": "Other."}\n{"id": "z", "text": "Three."}'
+    with bench.working():
+        job = bench.finish(bench.submit({"upload/first.jsonl": first, "upload/second.jsonl": second}))
+    assert [(one.source, one.state, one.reason) for one in job.documents] == [
+        ("upload/first.jsonl", "done", None),
+        ("upload/second.jsonl", "done", "1 of the 2 documents in it failed"),
+        ("x", "failed", "this run took a document of that name from upload/first.jsonl; rename or remove one"),
+    ]
+    assert job.documents[0].chunks == 2
+    assert text_of(bench, "x") == "One."

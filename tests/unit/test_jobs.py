@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_jobs_start_in_the_order_of_their_submission(jobs: JobStore) -> None:
         started.append(job.job_id)
         jobs.finish(job, "done", job.documents)
     assert started == submitted
+
+
+def test_a_job_that_is_to_wait_is_passed_over(jobs: JobStore) -> None:
+    first, second = submit(jobs), submit(jobs)
+    started = jobs.start_next({first.job_id})
+    assert started is not None
+    assert started.job_id == second.job_id
+    assert jobs.find(first.job_id) == first
+    assert jobs.start_next({first.job_id, second.job_id}) is None
 
 
 def test_a_running_job_is_started_again_and_counts_it(jobs: JobStore, tmp_path: Path) -> None:
@@ -133,3 +143,12 @@ def test_a_transaction_that_fails_changes_nothing(jobs: JobStore) -> None:
         jobs.submit(job)
     assert jobs.find(job.job_id) == job
     assert jobs.stored_bytes() == job.bytes
+
+
+def test_jobs_of_a_service_that_did_not_know_their_senders_groups_go_on(tmp_path: Path) -> None:
+    old = submit(JobStore(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as connection:
+        connection.execute("ALTER TABLE jobs DROP COLUMN caller_groups")
+    jobs = JobStore(tmp_path)
+    assert jobs.find(old.job_id) == old
+    assert jobs.find(submit(jobs).job_id).caller_groups == ()

@@ -80,6 +80,8 @@ def test_the_callers_metadata_lies_over_the_rows(tmp_path: Path) -> None:
         (b'{"id": "\xff", "text": "x"}', "it is no JSON in UTF-8"),
         ("[" * 100_000, "it is no JSON in UTF-8"),
         ('{"id": "x", "text": "x", "metadata": {"score": NaN}}', "NaN is no JSON"),
+        ('{"id": "x", "text": "x", "metadata": {"score": [1e999]}}', "Infinity is no JSON"),
+        ('{"id": "x", "text": "x", "metadata": {"a": ' + "[" * 900 + "]" * 900 + "}}", "it is no JSON in UTF-8"),
         ('["id", "text"]', "it is no JSON object but"),
         ({"text": "x"}, "it has no `id`"),
         ({"id": "", "text": "x"}, "it has no `id`"),
@@ -184,6 +186,11 @@ def test_a_file_that_cannot_be_used_is_one_failure(tmp_path: Path) -> None:
 
 row_bytes = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"r"))  # a line end's only
 rows = st.lists(st.one_of(row_bytes, st.sampled_from([b"", b" ", b"{}", b"x" * 9])), max_size=12)
+
+
+def test_metadata_that_no_store_can_hold_are_cleaned_as_the_text_is() -> None:
+    row = read_row(b'{"id": "a", "text": "x", "metadata": {"k\\ud800": "a\\udc00b", "l": [{"m": "\\u0000"}, 1, null]}}')
+    assert row.metadata == {"k\ufffd": "a\ufffdb", "l": [{"m": "\ufffd"}, 1, None]}
 
 
 @given(

@@ -1,0 +1,64 @@
+"""Tokens are counted while the model works: the embedder and the reranker with their real models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from rag.config import load_settings
+from rag.embed import SentenceEmbedder
+from rag.models import load_token_counter, locate_model
+from rag.rerank import ScoreRequest, load_scorer
+
+TEXTS = ["word " * length for length in range(1, 33, 3)]
+ROUNDS = 15
+
+
+@contextmanager
+def counting(count_tokens: Callable[[list[str]], list[int]]) -> Iterator[None]:
+    """Counts again and again in another thread, and whether it is the same each time."""
+    expected = count_tokens(TEXTS)
+    counted: list[bool] = []
+    stop = threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            counted.append(count_tokens(TEXTS) == expected)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert counted
+    assert all(counted)
+
+
+def test_texts_are_embedded_alike_while_others_are_counted() -> None:
+    settings = load_settings(
+        profile="embedded", embedder={"max_tokens": 24}, chunk={"max_tokens": 24, "overlap_tokens": 0}
+    )
+    located = locate_model(settings.embedder.model, settings.cache_dir)
+    embedder = SentenceEmbedder(settings.embedder, located)
+    whole = load_token_counter(located, special_tokens=True)
+    assert embedder.count_tokens(TEXTS) == [min(whole(text), 24) for text in TEXTS]
+    assert embedder.count_tokens([]) == []
+    expected = embedder.encode(TEXTS, "passage")
+    with counting(embedder.count_tokens):
+        for _ in range(ROUNDS):
+            np.testing.assert_allclose(embedder.encode(TEXTS, "passage"), expected, atol=1e-5)
+
+
+def test_texts_are_scored_while_others_are_counted() -> None:
+    settings = load_settings(profile="embedded", reranker={"cached_texts": 0, "dtype": "float32"})
+    scorer = load_scorer(settings.reranker, locate_model(settings.reranker.model, settings.cache_dir))
+    request = ScoreRequest(["word"], TEXTS, [[(0, len(text))] for text in TEXTS])
+    expected = np.stack(scorer.score([request])[0])
+    with counting(scorer.count_tokens):
+        for _ in range(ROUNDS):
+            np.testing.assert_allclose(np.stack(scorer.score([request])[0]), expected, atol=1e-5)
