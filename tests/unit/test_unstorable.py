@@ -22,7 +22,6 @@ UNSTORABLE: dict[str, tuple[dict[str, Any], str]] = {
     "large metadata": ({"metadata": {"x": "가" * 30_000}}, "metadata has 90[0-9]{3} bytes, at most 65535 fit"),
     "large integer": ({"metadata": {"x": [{"y": -(2**63) - 1}]}}, "integer beyond 64 bits; write it as text"),
     "deep metadata": ({"metadata": nested(101)}, "nested deeper than 100 levels; make it flat"),
-    "endless number": ({"metadata": {"x": 1e999}}, "metadata is not JSON"),
     "long id": ({"id": "가" * 30_000}, "source has 90000 bytes, at most 65535 fit; shorten it"),
 }
 STORABLE = {"metadata": {"x": [2**63 - 1, -(2**63), 0.5, True, None], "deep": nested(90)}}
@@ -30,7 +29,7 @@ STORABLE = {"metadata": {"x": [2**63 - 1, -(2**63), 0.5, True, None], "deep": ne
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
     lines = (json.dumps({"id": str(number), "text": paragraphs("apples"), **row}) for number, row in enumerate(rows))
-    path.write_text("".join(line + "\n" for line in lines).replace("Infinity", "1e999"))
+    path.write_text("".join(line + "\n" for line in lines))
     return path
 
 
