@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from ingest.chunk import embedding_text
@@ -19,6 +21,9 @@ from rag.config import Settings
 from rag.filters import And, Equals, Filter
 from rag.store import MilvusStore
 from rag.types import Chunk, CountTokens, IndexFingerprint, StoredChunk, StoredDocument, Vector
+
+_INSTEAD = "delete its document, reindex, then send it or ingest its file again"
+_LOST = f"the file of that name no longer gives this document; {_INSTEAD}"
 
 Row = tuple[Chunk, StoredDocument]
 
@@ -119,7 +124,11 @@ def _this_chunk(chunk: Chunk) -> Filter:
 
 @dataclass(slots=True)
 class Files:
-    """Reads the files of the old version's documents again; groups and metadata are kept, deleted documents go."""
+    """Reads the files of the old version's documents again; groups and metadata are kept, deleted documents go.
+
+    A source is what a client said: only one that is the absolute path of a file is looked for, as it stands. Each
+    document of the old version that the new one lacks afterwards is a failure.
+    """
 
     store: MilvusStore
     embed: EmbedPassages
@@ -134,13 +143,20 @@ class Files:
     def __call__(self, old: str, new: str, check: Callable[[], None], /) -> Copied:
         documents = self.store.stored_documents(old)
         changed = [document for document in documents if self._seen.get(document.document_id) != document]
-        reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(changed)]
+        problems = [(document, _without_file(document)) for document in changed]
+        failures = [Failure(document.source, problem) for document, problem in problems if problem is not None]
+        readable = [document for document, problem in problems if problem is None]
+        reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(readable)]
+        failures += (failure for report in reports for failure in report.failures)
         self._seen = {document.document_id: document for document in documents}
-        for document in self.store.stored_documents(new):
-            if document.document_id not in self._seen:
-                self.store.delete(new, Equals("document_id", document.document_id))
-        failures = tuple(failure for report in reports for failure in report.failures)
-        return Copied(sum(report.chunks for report in reports), failures=failures)
+        made = {document.document_id for document in self.store.stored_documents(new)}
+        for document_id in made - self._seen.keys():
+            self.store.delete(new, Equals("document_id", document_id))
+        told = {failure.source for failure in failures}
+        for document in documents:
+            if document.document_id not in made and document.source not in told:
+                failures.append(Failure(document.source, _LOST))
+        return Copied(sum(report.chunks for report in reports), failures=tuple(failures))
 
     def _ingest(self, documents: Sequence[StoredDocument], new: str, check: Callable[[], None]) -> IngestReport:
         """Ingests the files of documents that share their groups and metadata."""
@@ -172,6 +188,15 @@ class Files:
                 progress=progress,
                 say=self.say,
             )
+
+
+def _without_file(document: StoredDocument) -> str | None:
+    """Why there is nothing to be read of the document; None where there is a file."""
+    if not Path(document.source).is_absolute():
+        return f"its source is no absolute path: it was uploaded, or a row of a file; {_INSTEAD}"
+    if not os.path.isfile(document.source):  # noqa: PTH113, Path.is_file raises where the system refuses to look
+        return "there is no such file; bring it back, or delete its document"
+    return None
 
 
 def _by_groups_and_metadata(documents: Iterable[StoredDocument]) -> Iterable[list[StoredDocument]]:

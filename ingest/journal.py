@@ -320,7 +320,8 @@ def open_journal(settings: Settings, collection: str, say: Callable[[str], None]
     While another process has it, this one says so and waits. The system frees it when its process ends, however it
     ends; the journal does not guard against ingesting one collection from two data directories. Raises SettingsError.
     """
-    identity, path, lock = _open_lock(settings, collection)
+    identity, path = place_of_journal(settings, collection)
+    lock = _open_lock(path)
     try:
         take_lock(lock, f"collection {collection!r}", say)
         with Journal(path, identity) as journal:
@@ -332,21 +333,25 @@ def open_journal(settings: Settings, collection: str, say: Callable[[str], None]
 @contextmanager
 def unless_ingesting(settings: Settings, collection: str) -> Iterator[bool]:
     """Whether nobody ingests into the collection now; where that is so, nobody does during the block."""
-    _, _, lock = _open_lock(settings, collection)
+    lock = _open_lock(place_of_journal(settings, collection)[1])
     try:
         yield try_lock(lock)
     finally:
         os.close(lock)
 
 
-def _open_lock(settings: Settings, collection: str) -> tuple[str, Path, int]:
-    """The journal's identity, its path and its lock's open file."""
+def place_of_journal(settings: Settings, collection: str) -> tuple[str, Path]:
+    """The identity and the path of the collection's journal, which need not be there."""
     store = settings.store.uri or "embedded"  # whose port may change
     identity = blake2b(json.dumps([store, collection]).encode(), digest_size=16).hexdigest()
-    path = settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
+    return identity, settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
+
+
+def _open_lock(path: Path) -> int:
+    """The open file of a journal's lock."""
     with failures_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return identity, path, os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        return os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _columns(document: StoredDocument) -> tuple[Any, ...]:

@@ -37,8 +37,7 @@ def open_file(path: Path, identity: str) -> tuple[sqlite3.Connection, str]:
     if not fault:
         return database, ""
     database.close()
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    remove_file(path)
     database = sqlite3.connect(path, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute(_DURABLE)
@@ -49,6 +48,12 @@ def open_file(path: Path, identity: str) -> tuple[sqlite3.Connection, str]:
     database.execute("INSERT INTO journal VALUES (?, 0)", (identity,))
     database.commit()
     return database, fault
+
+
+def remove_file(path: Path) -> None:
+    """Removes a journal's file, which nobody has open, and those that SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def take_lock(lock: int, of_what: str, say: Callable[[str], None]) -> None:

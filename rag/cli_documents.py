@@ -84,11 +84,11 @@ def show_command(context: click.Context, document_id: str, collection: str, as_j
 @edge
 def delete_command(context: click.Context, document_id: str, collection: str, as_json: bool) -> None:
     """Remove a document from a collection; the file that it was made of stays."""
-    from ingest.documents import delete_document, document_body
-    from ingest.journal import unless_ingesting
+    from ingest.documents import document_body
+    from ingest.remove import remove_document
 
-    with _opened(context) as (store, _), unless_ingesting(read_settings(context), collection) as alone:
-        deleted = delete_document(store, collection, document_id, None, ingesting=not alone)
+    with _opened(context) as (store, _):
+        deleted = remove_document(store, read_settings(context), collection, document_id, None)
     if as_json:
         print_json({"documents": [document_body(deleted)]})
     else:
@@ -138,13 +138,19 @@ def create_collection(context: click.Context, name: str, as_json: bool) -> None:
 @collections.command("delete")
 @settings_options
 @click.argument("name")
+@_json_option
 @click.pass_context
 @edge
-def delete_collection(context: click.Context, name: str) -> None:
+def delete_collection(context: click.Context, name: str, as_json: bool) -> None:
     """Remove a collection with all that is in it; the files it was made of stay."""
+    from ingest.remove import remove_collection
+
     with _opened(context) as (store, _):
-        store.drop_collection(name)
-    click.echo(f"deleted {name}")
+        remove_collection(store, read_settings(context), name)
+    if as_json:
+        print_json({"collections": [{"name": name}]})
+    else:
+        click.echo(f"deleted {name}")
 
 
 def _collection_body(store: MilvusStore, name: str) -> dict[str, Any]:

@@ -103,13 +103,10 @@ class IndexRegistry:
         registered = {version.physical: version for version in self._rows()}
         with self._connection.client() as client:
             physical = client.list_collections(timeout=self._connection.timeout_s)
-            described = [client.describe_collection(name, timeout=self._connection.timeout_s) for name in physical]
-        names = set()
-        for found in described:
-            version = registered.get(found["collection_name"]) or IndexVersion(found["collection_name"])
-            if is_ours(found["description"]) and version.state == "ready":
-                names.add(version.collection)
-        return sorted(names)
+        found = [registered.get(name) or IndexVersion(name) for name in physical]
+        ready = (version for version in found if version.state == "ready")
+        # One that was dropped meanwhile has no description.
+        return sorted({version.collection for version in ready if is_ours(self._description(version) or "")})
 
     # --- building ---
 

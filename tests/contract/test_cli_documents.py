@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ingest.fingerprint import index_fingerprint
+from ingest.journal import Unfinished, open_journal
 from ingest.load import document_id_of
 from rag.cli import main
 from rag.config import load_settings
@@ -102,10 +103,26 @@ def test_collections_are_made_listed_and_deleted() -> None:
     assert [one["name"] for one in listed] == ["docs", "notes"]
     assert {one["index_version"] for one in listed} == {made[0]["index_version"]}
     assert read_json("documents", "list", "--collection", "notes") == {"documents": []}
-    assert run("collections", "delete", "notes").exit_code == 0
+    assert run("collections", "delete", "notes").stdout == "deleted notes\n"
+    read_json("collections", "create", "notes")
+    assert read_json("collections", "delete", "notes") == {"collections": [{"name": "notes"}]}
     gone = run("documents", "list", "--collection", "notes")
     assert gone.exit_code == 2
     assert "notes" in gone.stderr
+
+
+@pytest.mark.usefixtures("store")
+def test_what_is_deleted_takes_its_part_of_the_journal_along() -> None:
+    settings = load_settings()
+    identity = document_id_of(SOURCES[0])
+    with open_journal(settings, "docs", print) as journal:
+        journal.begin([Unfinished(identity, "r2", SOURCES[0], SOURCES[0], (), {}, "v", "2026-01-02")])
+    assert run("documents", "delete", identity, "--collection", "docs").exit_code == 0
+    with open_journal(settings, "docs", print) as journal:
+        assert (journal.fault, journal.all_unfinished()) == ("", [])
+    assert run("collections", "delete", "docs").exit_code == 0
+    with open_journal(settings, "docs", print) as journal:
+        assert journal.fault == "is new"
 
 
 @pytest.mark.usefixtures("store")

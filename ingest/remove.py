@@ -1,0 +1,63 @@
+"""Documents and collections removed together with what the journal would still do to them.
+
+A deletion that is killed can be repeated: the journal lets go of a document before the store does, and of a collection
+after it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ingest.documents import DocumentStore, delete_document, find_document
+from ingest.journal import Journal, place_of_journal, unless_ingesting
+from ingest.journal_file import failures_of, remove_file
+from rag.config import Settings
+from rag.errors import UnknownCollectionError
+from rag.types import Groups, StoredDocument
+
+
+class CollectionStore(Protocol):
+    """What is needed of a store here."""
+
+    def drop_collection(self, name: str) -> None:
+        """Removes the collection with all that is in it. Raises UnknownCollectionError."""
+
+
+def remove_document(
+    store: DocumentStore, settings: Settings, collection: str, document_id: str, groups: Groups
+) -> StoredDocument:
+    """The document that was there; no later run finishes what a killed one was writing of it.
+
+    While somebody ingests into the collection, only its complete revisions go. Raises UnknownDocumentError, also for
+    one that these groups may not see, UnknownCollectionError and SettingsError.
+    """
+    with unless_ingesting(settings, collection) as alone:
+        if alone:
+            find_document(store, collection, document_id, groups)
+            identity, path = place_of_journal(settings, collection)
+            if path.exists():
+                with Journal(path, identity) as journal:
+                    journal.forget(document_id)
+        return delete_document(store, collection, document_id, groups, ingesting=not alone)
+
+
+def remove_collection(store: CollectionStore, settings: Settings, name: str) -> None:
+    """Removes the collection, and its journal unless somebody ingests into it now: that run fails, and keeps it.
+
+    Raises UnknownCollectionError, after a journal that was left is gone, and SettingsError.
+    """
+    with unless_ingesting(settings, name) as alone:
+        try:
+            store.drop_collection(name)
+        except UnknownCollectionError:
+            if alone:
+                _remove_journal(settings, name)
+            raise
+        if alone:
+            _remove_journal(settings, name)
+
+
+def _remove_journal(settings: Settings, collection: str) -> None:
+    _, path = place_of_journal(settings, collection)
+    with failures_of(path):
+        remove_file(path)

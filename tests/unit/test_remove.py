@@ -1,0 +1,127 @@
+"""What was deleted does not come back: what a killed run was writing of it is not finished by the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest.documents import list_documents
+from ingest.journal import Journal, open_journal, unless_ingesting
+from ingest.pipeline import IngestReport, ingest_documents
+from ingest.prepare import prepare_here
+from ingest.remove import remove_collection, remove_document
+from rag.config import Settings
+from rag.errors import UnknownCollectionError, UnknownDocumentError
+from tests.fakes import InMemoryStore
+from tests.ingest_fakes import COLLECTION, FINGERPRINT, Countdown, DyingStore, Killed, count_words, embed, paragraphs
+from tests.ingest_fakes import small_settings as _settings
+
+KILLED_AFTER = 2  # of the rows: some of the new revision are in the store
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return _settings().model_copy(update={"data_dir": tmp_path / "data"})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    file = tmp_path / "docs" / "a.txt"
+    file.write_text(paragraphs("apples"))
+    return file
+
+
+def ingest(store: InMemoryStore, settings: Settings, *paths: Path, writes: int = -1) -> IngestReport:
+    with open_journal(settings, COLLECTION, print) as journal:
+        return ingest_documents(
+            paths,
+            store=DyingStore(store, Countdown(writes)),
+            journal=journal,
+            embed=embed,
+            analyze=str.lower,
+            prepare=prepare_here(settings, count_words),
+            fingerprint=FINGERPRINT,
+            settings=settings,
+            say=print,
+            collection=COLLECTION,
+        )
+
+
+@pytest.fixture
+def store(settings: Settings, path: Path) -> InMemoryStore:
+    """It holds the document, and a changed revision of it in part: the run was killed."""
+    opened = InMemoryStore()
+    ingest(opened, settings, path)
+    path.write_text(paragraphs("pears"))
+    with pytest.raises(Killed):
+        ingest(opened, settings, path, writes=KILLED_AFTER)
+    return opened
+
+
+def files(settings: Settings) -> list[Path]:
+    return [file for file in (settings.data_dir / "journal").iterdir() if file.suffix != ".lock"]
+
+
+def test_a_deleted_document_is_not_finished_by_the_next_run(store: InMemoryStore, settings: Settings) -> None:
+    (document,) = list_documents(store, COLLECTION, None)
+    assert remove_document(store, settings, COLLECTION, document.document_id, None) == document
+    assert store.chunks(COLLECTION, document.document_id) == []
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, document.document_id, None)
+
+
+def test_a_document_that_the_caller_may_not_see_is_not_forgotten(store: InMemoryStore, settings: Settings) -> None:
+    (document,) = list_documents(store, COLLECTION, None)
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, "nobody's", frozenset())
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) != [document]  # it was finished
+
+
+def test_while_somebody_ingests_only_the_complete_revisions_go(store: InMemoryStore, settings: Settings) -> None:
+    (document,) = list_documents(store, COLLECTION, None)
+    with unless_ingesting(settings, COLLECTION):
+        remove_document(store, settings, COLLECTION, document.document_id, None)
+    assert {chunk.revision for chunk in store.chunks(COLLECTION, document.document_id)} - {document.revision}
+    ingest(store, settings)
+    assert len(list_documents(store, COLLECTION, None)) == 1
+
+
+def test_a_deleted_collection_made_anew_is_empty(store: InMemoryStore, settings: Settings) -> None:
+    assert files(settings)
+    remove_collection(store, settings, COLLECTION)
+    assert files(settings) == []
+    assert store.collections() == []
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
+
+
+def test_the_deletion_of_a_collection_can_be_repeated(store: InMemoryStore, settings: Settings) -> None:
+    store.drop_collection(COLLECTION)  # as a run did that was killed after it
+    with pytest.raises(UnknownCollectionError):
+        remove_collection(store, settings, COLLECTION)
+    assert files(settings) == []
+
+
+def test_the_journal_of_somebody_who_ingests_stays(store: InMemoryStore, settings: Settings) -> None:
+    with open_journal(settings, COLLECTION, print) as journal:
+        assert isinstance(journal, Journal)
+        remove_collection(store, settings, COLLECTION)
+        assert files(settings)
+        assert len(journal.all_unfinished()) == 1
+    assert store.collections() == []
+
+
+def test_a_document_of_a_collection_without_a_journal_is_deleted_and_none_made(
+    store: InMemoryStore, settings: Settings
+) -> None:
+    for file in files(settings):
+        file.unlink()
+    (document,) = list_documents(store, COLLECTION, None)
+    remove_document(store, settings, COLLECTION, document.document_id, None)
+    assert list_documents(store, COLLECTION, None) == []
+    assert files(settings) == []
