@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from deployments.jobs import Job
+from deployments.schemas import MAX_COLLECTION_CHARS
 
 MAX_NAME_CHARS = 1000
 MAX_METADATA_BYTES = 60_000  # a row of the store holds 65,535
@@ -53,7 +54,7 @@ def _refuse_size(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return metadata
 
 
-_Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
+_Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=MAX_COLLECTION_CHARS)]
 _Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_NAME_CHARS, strip_whitespace=True),

@@ -32,6 +32,7 @@ from deployments.errors import call_stage
 from deployments.http import JSON, MULTIPART, BodyLimit
 from deployments.intake import Intake
 from deployments.jobs import JobStore
+from deployments.schemas import MAX_COLLECTION_CHARS
 from rag.step_settings import ServeSettings
 
 UPLOAD_PATH = "/documents"
@@ -74,8 +75,8 @@ async def caller_groups(doors: Doors) -> frozenset[str]:
 
 
 Groups = Annotated[frozenset[str], Depends(caller_groups)]
-Collection = Annotated[str, Query(min_length=1, max_length=255)]
-Name = Annotated[str, Path(max_length=255)]
+Collection = Annotated[str, Query(min_length=1, max_length=MAX_COLLECTION_CHARS)]
+Name = Annotated[str, Path(max_length=MAX_COLLECTION_CHARS)]
 
 _FILES = {"file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}}
 _FORM = FileFields.model_json_schema()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from rag.errors import (
     UnknownModelError,
 )
 
+logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"
 
@@ -92,6 +94,13 @@ def problem_body(status: int, kind: str, title: str, detail: str, request_id: st
         "request_id": request_id,
         "retryable": False,
     }
+
+
+def bug_problem(request_id: str, instance: str, error: Exception) -> dict[str, Any]:
+    """The object for an error that nobody foresaw, at the process's edge: its traceback goes to the log alone."""
+    logger.error("request %s failed", request_id, exc_info=error)
+    detail = "an internal error; the service's log has it under this request id"
+    return problem_body(500, "internal", "Internal error", detail, request_id, instance)
 
 
 def problem_response(request: Request, error: RagError) -> Response:

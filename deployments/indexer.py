@@ -49,6 +49,11 @@ class Indexer:
         self._thread = threading.Thread(target=self._worker.run, name="jobs", daemon=True)
         self._thread.start()
 
+    def __del__(self) -> None:  # Serve calls it when the replica stops: no job is begun that its end would cut off
+        worker = getattr(self, "_worker", None)
+        if worker is not None:
+            worker.stop()
+
     async def list_documents(
         self, collection: str, groups: Groups, cursor: str | None, limit: int
     ) -> tuple[list[dict[str, Any]], str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -22,12 +21,12 @@ from starlette.responses import Response
 from deployments.admission import Admission
 from deployments.documents import DocumentDoors, upload_limits
 from deployments.documents import router as document_router
-from deployments.errors import call_stage, iterate_stage, json_problem, problem, problem_body, problem_response
+from deployments.errors import bug_problem, call_stage, iterate_stage, json_problem, problem_body, problem_response
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.intake import Intake
 from deployments.jobs import JobStore
 from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
-from deployments.sse import encode_event, event_name_and_data, with_comments
+from deployments.sse import encode_events, with_comments
 from deployments.watch import Watch
 from rag.analyze import terms
 from rag.clock import RequestClock
@@ -41,7 +40,6 @@ from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 
-logger = logging.getLogger("ray.serve")
 router = APIRouter()
 
 REQUIRED = ("embedder", "retriever")  # without the others answers go on, degraded
@@ -213,22 +211,12 @@ class Orchestrator:
             await events.aclose()
             raise
 
-        async def encoded() -> AsyncGenerator[str, None]:
-            number = 0
-            async with aclosing(events):
-                try:
-                    async for event in _chain(first, events):
-                        number += 1
-                        if isinstance(event, Done):
-                            content = answer_body(event.answer, _answer_id(), request_id, explain=explain)
-                            yield encode_event(number, "done", content)
-                        else:
-                            yield encode_event(number, *event_name_and_data(event))
-                except RagError as error:
-                    yield encode_event(number + 1, "error", problem(request_id, instance, error))
+        def body(done: Done) -> dict[str, Any]:
+            return answer_body(done.answer, _answer_id(), request_id, explain=explain)
 
+        encoded = encode_events(_chain(first, events), body, request_id, instance)
         return StreamingResponse(
-            with_comments(encoded()), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            with_comments(encoded), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
 
 
@@ -336,11 +324,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # The process's edge: a bug of ours becomes a plain 500, its traceback goes to the log.
-    logger.error("request %s failed", request.state.request_id, exc_info=error)
-    detail = "an internal error; the service's log has it under this request id"
-    body = problem_body(500, "internal", "Internal error", detail, request.state.request_id, request.url.path)
-    return json_problem(body)
+    return json_problem(bug_problem(request.state.request_id, request.url.path, error))
 
 
 async def _own_hit(collection: str, *_: object, **__: object) -> SearchResult:
@@ -367,11 +351,12 @@ async def _disconnected(request: Request) -> None:
         continue
 
 
-async def _chain(first: list[Event], rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    for event in first:
-        yield event
-    async for event in rest:
-        yield event
+async def _chain(first: list[Event], rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    async with aclosing(rest):
+        for event in first:
+            yield event
+        async for event in rest:
+            yield event
 
 
 def _answer_id() -> str:

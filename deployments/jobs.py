@@ -7,7 +7,9 @@ on a cluster it has to be a shared one.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rag.errors import UnknownJobError
+
+logger = logging.getLogger("ray.serve")
 
 State = Literal["queued", "running", "done", "failed"]
 
@@ -43,6 +47,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 )"""
 # For a data directory of a service that did not keep them: its jobs are an anonymous caller's.
 _ADD_GROUPS = "ALTER TABLE jobs ADD COLUMN caller_groups TEXT NOT NULL DEFAULT '[]'"
+_JOB_ID = re.compile("job_[0-9a-f]{32}")
 _JSON_COLUMNS = ("acl", "caller_groups", "metadata", "documents")
 _UNFINISHED = "state IN ('queued', 'running')"
 
@@ -109,9 +114,9 @@ class JobStore:
         return self._uploads / job_id
 
     def drop_folder(self, job_id: str) -> None:
-        """Removes a job's files; nothing where there are none."""
+        """Removes a job's files; nothing where there are none. What cannot be removed is logged and left to `tidy`."""
         if self.folder(job_id).exists():
-            shutil.rmtree(self.folder(job_id))
+            _remove(self.folder(job_id))
 
     def submit(self, job: Job) -> Job:
         """Puts a job at the queue's end. Its files, fsynced already, and their names are on the disk first."""
@@ -164,15 +169,18 @@ class JobStore:
         return int(size)
 
     def tidy(self, keep_days: float) -> None:
-        """Forgets the jobs that finished earlier than that, and removes files that belong to no unfinished job."""
+        """Forgets the jobs that finished earlier than that, and removes the files that belong to no unfinished one.
+
+        What cannot be removed is logged; what is no job's folder is left alone.
+        """
         oldest = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="milliseconds")
         with self._transaction() as connection:
             connection.execute(f"DELETE FROM jobs WHERE NOT {_UNFINISHED} AND finished_at < ?", (oldest,))
             states = dict(connection.execute("SELECT job_id, state FROM jobs").fetchall())
-        for folder in self._uploads.iterdir():
+        for folder in filter(_is_a_jobs, self._uploads.iterdir()):
             state = states.get(folder.name)
             if state in ("done", "failed") or (state is None and _is_abandoned(folder)):
-                shutil.rmtree(folder)
+                _remove(folder)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -213,10 +221,21 @@ def _from_row(row: sqlite3.Row) -> Job:
     )
 
 
+def _is_a_jobs(folder: Path) -> bool:
+    return _JOB_ID.fullmatch(folder.name) is not None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("%s cannot be removed (%s); remove it by hand", folder, error)
+
+
 def _is_abandoned(folder: Path) -> bool:
     try:
         newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    except FileNotFoundError:  # its own process removes it just now
+    except OSError:  # no folder, or one that its own process removes just now
         return False
     return time.time() - newest > ABANDONED_S
 

@@ -1,4 +1,5 @@
-"""A multipart body into files as it arrives: nothing is kept in memory but a part's head, nothing written elsewhere."""
+"""A multipart body into files as it arrives: in memory are the fields, within limits, and a part's head; nothing is
+written elsewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from rag.errors import InputError, MalformedError, TooLargeError
 FILE_FIELD = "file"
 MAX_FIELDS = 1000
 MAX_FIELD_BYTES = 256 * 1024  # a field's value, metadata with the most that a row may hold among them
+MAX_FIELDS_BYTES = 2 * MAX_FIELD_BYTES  # all fields' names and values; 100 groups of 200 characters are 80 KB
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class FormReceiver:
     fields: dict[str, list[str]] = field(default_factory=dict)
     _file: IO[bytes] | None = None
     _field: str = ""
+    _fields_bytes: int = 0
     _value: bytearray = field(default_factory=bytearray)
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
@@ -94,6 +97,7 @@ class FormReceiver:
         if b"filename" not in options:
             if sum(map(len, self.fields.values())) >= MAX_FIELDS:
                 raise TooLargeError(f"the form has more than {MAX_FIELDS} fields")
+            self._count(len(options[b"name"]))
             return
         if self._field != FILE_FIELD:
             raise InputError(f"a file is in the field {self._field[:80]!r}; send each in a field called `{FILE_FIELD}`")
@@ -111,6 +115,12 @@ class FormReceiver:
         self._value += data[start:end]
         if len(self._value) > MAX_FIELD_BYTES:
             raise TooLargeError(f"the field {self._field[:80]!r} has more than {MAX_FIELD_BYTES} bytes")
+        self._count(end - start)
+
+    def _count(self, size: int) -> None:
+        self._fields_bytes += size
+        if self._fields_bytes > MAX_FIELDS_BYTES:
+            raise TooLargeError(f"the form's fields have more than {MAX_FIELDS_BYTES} bytes all together")
 
     def _end_part(self) -> None:
         if self._file is None:

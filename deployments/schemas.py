@@ -10,8 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from rag.filters import Filter
 from rag.types import Answer, Groups, Hit, Message, Question, SearchResult
 
+MAX_COLLECTION_CHARS = 255  # Milvus takes no longer name
+
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_Collection = Annotated[str, StringConstraints(min_length=1, max_length=MAX_COLLECTION_CHARS)]
+_Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class _Request(BaseModel):
@@ -29,10 +32,10 @@ class AskRequest(_Request):
     """`POST /ask`; null means that the settings decide."""
 
     question: _Text
-    collection: _Name = "default"
+    collection: _Collection = "default"
     conversation: Annotated[list[Turn], Field(max_length=100)] = []
     filter: str | None = Field(None, description="an expression of rag.filter_language")
-    model: _Name | None = None
+    model: _Model | None = None
     top_k: Annotated[int, Field(ge=1, le=200)] | None = None
     rerank_top_k: Annotated[int, Field(ge=1, le=50)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -62,7 +65,7 @@ class SearchRequest(_Request):
     """`POST /search`."""
 
     query: _Text
-    collection: _Name = "default"
+    collection: _Collection = "default"
     filter: str | None = Field(None, description="an expression of rag.filter_language")
     top_k: Annotated[int, Field(ge=1, le=200)] = 10
     rerank: bool = True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from deployments.errors import bug_problem, problem
+from rag.errors import RagError
 from rag.pipeline import Cited, Degraded, Done, Event, Retrieved, Token
 
 SILENCE_S = 10.0  # after which a comment keeps proxies and clients from giving up
@@ -38,6 +41,25 @@ def encode_event(number: int, name: str, data: dict[str, Any]) -> str:
     """One event on the wire; `number` is its id within the stream, from 1."""
     text = json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)
     return f"id: {number}\nevent: {name}\ndata: {text}\n\n"
+
+
+async def encode_events(
+    events: AsyncGenerator[Event, None], done_body: Callable[[Done], dict[str, Any]], request_id: str, instance: str
+) -> AsyncGenerator[str, None]:
+    """The events on the wire; what is raised on the way becomes a last event, `error`. Closing it closes `events`."""
+    number = 0
+    async with aclosing(events):
+        try:
+            async for event in events:
+                number += 1
+                if isinstance(event, Done):
+                    yield encode_event(number, "done", done_body(event))
+                else:
+                    yield encode_event(number, *event_name_and_data(event))
+        except RagError as error:
+            yield encode_event(number + 1, "error", problem(request_id, instance, error))
+        except Exception as error:  # noqa: BLE001  # the process's edge: a stream merely cut off tells its client nothing
+            yield encode_event(number + 1, "error", bug_problem(request_id, instance, error))
 
 
 async def with_comments(events: AsyncGenerator[str, None], silence_s: float = SILENCE_S) -> AsyncGenerator[str, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from deployments.errors import call_stage
 from rag.errors import RagError, StageError
@@ -13,21 +13,25 @@ from rag.errors import RagError, StageError
 logger = logging.getLogger("ray.serve")
 
 PERIOD_S = 1.0
+IDLE_PERIOD_S = 5.0  # of a stage that is up and that no question uses: each asking is a line in its log
+NOT_ASKED = "not asked yet"
 # `ready` only looks; a replica that does not answer it in this time is gone, and its router waits for the next one.
 TIMEOUT_S = 5.0
 
 
 class Watch:
-    """Asks each stage again and again whether it is ready; a stage counts as up until it failed."""
+    """Asks each stage again and again whether it is ready; one that has not answered yet is neither up nor down."""
 
     def __init__(self, stages: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+        self._answered: set[str] = set()
         self._down: dict[str, str] = {}
+        self._used = {name: asyncio.Event() for name in stages}
         self._scopes: dict[str, set[asyncio.Timeout]] = {name: set() for name in stages}
         self._tasks = [asyncio.create_task(self._ask(name, ready)) for name, ready in stages.items()]
 
     def states(self) -> dict[str, str]:
-        """`ok` or why not, by stage."""
-        return {name: self._down.get(name, "ok") for name in self._scopes}
+        """`ok`, `not asked yet` or why a stage is down, by stage."""
+        return {name: self._down.get(name, "ok" if name in self._answered else NOT_ASKED) for name in self._scopes}
 
     @asynccontextmanager
     async def unless_down(self, name: str, stage: str) -> AsyncIterator[None]:
@@ -38,6 +42,7 @@ class Watch:
         """
         if name in self._down:
             raise StageError(stage, f"the {name} is down ({self._down[name]})")
+        self._used[name].set()
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -67,12 +72,22 @@ class Watch:
             else:
                 self._mark(name, None)
             await asyncio.sleep(PERIOD_S)
+            if name not in self._down and not self._scopes[name]:
+                await self._use_or_idle(name)
+
+    async def _use_or_idle(self, name: str) -> None:
+        """Returns when a stage is used, or when it has been idle for its time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_PERIOD_S - PERIOD_S):
+                await self._used[name].wait()
+        self._used[name].clear()
 
     def _mark(self, name: str, reason: str | None) -> None:
         """Notes that a stage is down, or with None that it is up."""
         if (name in self._down) != (reason is not None):
             logger.warning("the %s is %s", name, f"down: {reason}" if reason else "up again")
         if reason is None:
+            self._answered.add(name)
             self._down.pop(name, None)
             return
         self._down[name] = reason

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -125,6 +126,33 @@ def test_files_that_belong_to_no_job_are_removed_once_nobody_writes_to_them(jobs
     jobs.tidy(keep_days=1)
     assert arriving.is_dir()
     assert not abandoned.exists()
+
+
+def test_what_is_no_job_s_folder_is_left_alone_and_one_that_cannot_be_removed_costs_the_others_nothing(
+    jobs: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploads = tmp_path / "uploads"
+    stray = [uploads / "lost+found", uploads / "job_backup", uploads / ".DS_Store", uploads / f"job_{0:032x}"]
+    for path in stray[:2]:
+        path.mkdir()
+    for path in stray[2:]:
+        path.write_text("x")
+    (uploads / f"job_{1:032x}").symlink_to(stray[0], target_is_directory=True)
+    folders = sorted(jobs.make_folder(jobs.new_id()) for _ in range(3))
+    for path in (*folders, *stray):
+        os.utime(path, (0, 0))
+    removed = shutil.rmtree
+
+    def refuse(folder: Path) -> None:  # as another user's would be: this process may remove anything where it is root
+        if folder == folders[1]:
+            raise PermissionError(13, "Permission denied")
+        removed(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    jobs.tidy(keep_days=1)
+    assert [folder.exists() for folder in folders] == [False, True, False]
+    assert all(path.exists() for path in stray)
+    assert folders[1].name in caplog.text
 
 
 def test_files_that_a_killed_process_left_of_a_finished_job_are_removed(jobs: JobStore) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.multipart import MAX_FIELD_BYTES, MAX_FIELDS, FormReceiver
+from deployments.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FIELDS_BYTES, FormReceiver
 from rag.errors import InputError, MalformedError, RagError, TooLargeError
 
 BOUNDARY = "----x1"
@@ -34,6 +34,15 @@ def receive(folder: Path, body: bytes, step: int = 1 << 20, **changes: Any) -> F
     finally:
         receiver.close()
     return receiver
+
+
+LARGE_FIELDS = [part("acl", b"x" * MAX_FIELD_BYTES)] * (MAX_FIELDS_BYTES // MAX_FIELD_BYTES + 1)
+
+
+def test_fields_up_to_the_limits_are_taken(tmp_path: Path) -> None:
+    room = MAX_FIELDS_BYTES - MAX_FIELD_BYTES - len("metadata") - len("acl")
+    receiver = receive(tmp_path, form(part("metadata", b"x" * MAX_FIELD_BYTES), part("acl", b"y" * room)))
+    assert [len(values[0]) for values in receiver.fields.values()] == [MAX_FIELD_BYTES, room]
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1 << 20])
@@ -72,6 +81,13 @@ def test_every_byte_arrives(tmp_path: Path, contents: list[bytes], step: int) ->
         pytest.param(form(*[part("file", b"x", "a")] * 4), TooLargeError, "serve.max_upload_files", id="many_files"),
         pytest.param(form(*[part("acl", b"x")] * (MAX_FIELDS + 1)), TooLargeError, "fields", id="many_fields"),
         pytest.param(form(part("acl", b"x" * (MAX_FIELD_BYTES + 1))), TooLargeError, "'acl'", id="long_field"),
+        pytest.param(form(*LARGE_FIELDS), TooLargeError, "all together", id="large_fields"),
+        pytest.param(
+            form(*(part(f"{number}{'x' * 3000}", b"") for number in range(300))),
+            TooLargeError,
+            "all together",
+            id="names",
+        ),
         pytest.param(form(part("x" * 20_000, b"x")), MalformedError, "not multipart", id="long_head"),
     ],
 )

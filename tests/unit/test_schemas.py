@@ -5,7 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from deployments.document_schemas import CollectionRequest
 from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
 from rag.filters import Equals
 from rag.pipeline import answer
@@ -74,6 +76,19 @@ def test_what_the_contract_does_not_allow_is_refused(wrong: dict[str, Any]) -> N
 
 def test_a_question_is_measured_in_characters() -> None:
     assert AskRequest.model_validate({"question": "가" * 4000}).question == "가" * 4000
+
+
+@pytest.mark.parametrize(("kind", "text"), [(AskRequest, "question"), (SearchRequest, "query")])
+def test_a_collection_s_name_may_be_as_long_where_it_is_asked_as_where_it_is_made(
+    kind: type[AskRequest | SearchRequest], text: str
+) -> None:
+    name = "c" * 255
+    assert CollectionRequest.model_validate({"name": name}).name == name
+    assert kind.model_validate({text: "Why?", "collection": name}).collection == name
+    with pytest.raises(ValidationError):
+        CollectionRequest.model_validate({"name": name + "c"})
+    with pytest.raises(ValidationError):
+        kind.model_validate({text: "Why?", "collection": name + "c"})
 
 
 def test_a_search_has_the_contract_s_defaults_and_bounds() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deployments.sse import encode_event, event_name_and_data, with_comments
+from deployments.sse import encode_event, encode_events, event_name_and_data, with_comments
 from rag.errors import StageError
-from rag.pipeline import Cited, Degraded, Done, Retrieved, Token, answer
+from rag.pipeline import Cited, Degraded, Done, Retrieved, Token, answer, stream_answer
 from rag.types import Question
 from tests.pipeline_fakes import make_settings, make_steps, says
 
@@ -78,6 +78,51 @@ async def events(*script: str | float | Exception, closed: list[bool]) -> AsyncG
                 yield step
     finally:
         closed.append(True)
+
+
+async def broken(error: Exception) -> AsyncGenerator[Any, None]:
+    yield Token("The default ")
+    await asyncio.sleep(0)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        pytest.param(StageError("generate", "gone"), 503, "generate: gone", id="ours"),
+        pytest.param(KeyError("secret internals"), 500, "an internal error", id="bug"),
+    ],
+)
+async def test_what_goes_wrong_in_the_middle_is_the_last_event(
+    error: Exception, status: int, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_body(_: Done) -> dict[str, Any]:
+        raise AssertionError("there is no answer")
+
+    written = [decode(text) async for text in encode_events(broken(error), no_body, "abc-1", "/ask")]
+    assert [(number, name) for number, name, _ in written] == [(1, "token"), (2, "error")]
+    problem = written[1][2]
+    assert (problem["status"], problem["request_id"], problem["instance"]) == (status, "abc-1", "/ask")
+    assert detail in problem["detail"]
+    assert "secret" not in str(written)
+    assert ("abc-1" in caplog.text and "secret internals" in caplog.text) is (status == 500)
+
+
+async def test_an_answer_s_stream_ends_with_its_body_and_closing_it_closes_the_flow() -> None:
+    llm = says("The port is 8000. [1]")
+    steps, settings = make_steps(generate=llm), make_settings()
+
+    def events() -> AsyncGenerator[str, None]:
+        flow = stream_answer(Question("Which port does the service listen on?"), steps, settings)
+        return encode_events(flow, lambda done: {"answer": done.answer.answer}, "abc-1", "/ask")
+
+    written = [decode(text) async for text in events()]
+    assert [number for number, _, _ in written] == list(range(1, len(written) + 1))
+    assert written[-1][1:] == ("done", {"answer": "The port is 8000. [1]"})
+    async with aclosing(events()) as stream:
+        assert "event: retrieval" in await anext(stream)
+        assert "event: token" in await anext(stream)
+    assert llm.closed == len(llm.calls) == 2
 
 
 async def test_silence_is_broken_by_comments_and_nothing_is_lost() -> None:
