@@ -15,9 +15,10 @@ from deployments.errors import call_stage
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from ingest.documents import delete_document, document_body, find_document, list_documents, next_page
+from ingest.documents import document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
-from ingest.journal import open_journal, unless_ingesting
+from ingest.journal import open_journal
+from ingest.remove import remove_collection, remove_document
 from rag.analyze import analyze
 from rag.batching import token_bounded_batches
 from rag.config import Settings
@@ -69,11 +70,7 @@ class Indexer:
     async def delete_document(self, collection: str, document_id: str, groups: Groups) -> None:
         """Raises UnknownDocumentError, also for one that these groups may not see."""
 
-        def delete(store: MilvusStore) -> None:
-            with unless_ingesting(self._settings, collection) as alone:
-                delete_document(store, collection, document_id, groups, ingesting=not alone)
-
-        await self._ask(delete)
+        await self._ask(lambda store: remove_document(store, self._settings, collection, document_id, groups))
 
     async def list_collections(self) -> list[dict[str, Any]]:
         """Each with its index version, by name; see rag.listing."""
@@ -92,7 +89,7 @@ class Indexer:
 
     async def delete_collection(self, name: str) -> None:
         """Raises UnknownCollectionError."""
-        await self._ask(lambda store: store.drop_collection(name))
+        await self._ask(lambda store: remove_collection(store, self._settings, name))
 
     async def ready(self) -> None:
         """Answers while the replica lives."""
