@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -9,15 +10,21 @@ from typing import Any
 from rag.errors import InputError
 from rag.filters import KIND_WORDS, FieldKind
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def read_metadata(pairs: Iterable[tuple[str, str]], fields: Mapping[str, FieldKind]) -> dict[str, Any]:
     """Metadata from names and texts, as a command line has them; a name that is not declared holds text.
 
     A list has one entry for each time that its name is given. Raises InputError for a text that the field cannot hold,
-    and for a name that is given twice though it holds no list.
+    for one that was no UTF-8 on the command line, and for a name that is given twice though it holds no list.
     """
     found: dict[str, Any] = {}
     for name, text in pairs:
+        if _SURROGATE.search(name + text):
+            raise InputError(
+                f"metadata {_short(name)}={_short(text)} is no UTF-8; set the terminal to UTF-8 or give another"
+            )
         kind = fields.get(name, "text")
         if kind == "list":
             found.setdefault(name, []).append(text)

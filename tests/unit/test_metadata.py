@@ -45,6 +45,12 @@ def test_a_text_that_a_field_cannot_hold_is_refused(name: str, text: str, told: 
         read_metadata([(name, text)], FIELDS)
 
 
+@pytest.mark.parametrize("pair", [("other", "caf\udce9"), ("tags", "\udce9"), ("caf\udce9", "x")])
+def test_bytes_of_the_command_line_that_are_no_text_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match="is no UTF-8"):
+        read_metadata([pair], FIELDS)
+
+
 @pytest.mark.parametrize("name", ["year", "other"])
 def test_one_value_is_not_given_twice(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is given twice"):
