@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from ingest.chunk import embedding_text
 from ingest.journal import open_journal
-from ingest.load import Failure
+from ingest.load import Failure, hash_file, unreadable
 from ingest.pipeline import IngestReport, Progress, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, EmbedPassages, searched_text
 from rag.config import Settings
+from rag.errors import DocumentError
 from rag.filters import And, Equals, Filter
 from rag.store import MilvusStore
 from rag.types import Chunk, CountTokens, IndexFingerprint, StoredChunk, StoredDocument, Vector
@@ -126,7 +127,8 @@ def _this_chunk(chunk: Chunk) -> Filter:
 class Files:
     """Reads the files of the old version's documents again; groups and metadata are kept, deleted documents go.
 
-    A source is what a client said: only one that is the absolute path of a file is looked for, as it stands. Each
+    A source is what a client said: only one that is the absolute path of a file is looked for, as it stands, and read
+    only where that file is the one that the document was made of. Each
     document of the old version that the new one lacks afterwards is a failure.
     """
 
@@ -143,7 +145,8 @@ class Files:
     def __call__(self, old: str, new: str, check: Callable[[], None], /) -> Copied:
         documents = self.store.stored_documents(old)
         changed = [document for document in documents if self._seen.get(document.document_id) != document]
-        problems = [(document, _without_file(document)) for document in changed]
+        limit = self.settings.ingest.max_file_bytes
+        problems = [(document, _without_file(document, limit)) for document in changed]
         failures = [Failure(document.source, problem) for document, problem in problems if problem is not None]
         readable = [document for document, problem in problems if problem is None]
         reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(readable)]
@@ -190,13 +193,22 @@ class Files:
             )
 
 
-def _without_file(document: StoredDocument) -> str | None:
-    """Why there is nothing to be read of the document; None where there is a file."""
+def _without_file(document: StoredDocument, max_file_bytes: int) -> str | None:
+    """Why the document cannot be read again; None where there is a file that holds what it was made of.
+
+    A file that holds something else is left alone: a client's row may name any file as its source.
+    """
     if not Path(document.source).is_absolute():
         return f"its source is no absolute path: it was uploaded, or a row of a file; {_INSTEAD}"
     if not os.path.isfile(document.source):  # noqa: PTH113, Path.is_file raises where the system refuses to look
         return "there is no such file; bring it back, or delete its document"
-    return None
+    try:
+        same = hash_file(Path(document.source), max_file_bytes) == document.revision
+    except OSError as error:
+        return unreadable(error)
+    except DocumentError as error:
+        return str(error)
+    return None if same else "it is not what the document was made of; ingest it again, or delete its document"
 
 
 def _by_groups_and_metadata(documents: Iterable[StoredDocument]) -> Iterable[list[StoredDocument]]:

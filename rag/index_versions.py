@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from rag.errors import RagError, UnknownCollectionError
-from rag.milvus import CONSISTENCY, MilvusConnection, is_not_found
+from rag.milvus import CONSISTENCY, MilvusConnection, is_not_found, is_not_loaded
 from rag.store_rows import REGISTRY, VERSION_NAME, BuiltIndex, check_collection_name, is_ours, read_description
 
 VERSIONS_TTL_S = 3.0
@@ -206,22 +206,30 @@ class IndexRegistry:
     def _rows(self) -> list[IndexVersion]:
         with self._connection.client() as client:
             try:
-                rows: list[dict[str, Any]] = client.query(
-                    REGISTRY,
-                    filter="number >= 0",
-                    output_fields=_COLUMNS,
-                    limit=_MAX_ROWS,
-                    consistency_level=CONSISTENCY,
-                    timeout=self._connection.timeout_s,
-                )
+                rows = self._query(client)
             except MilvusException as error:
                 if is_not_found(error):  # nothing was ever reindexed
                     return []
-                raise
+                if not is_not_loaded(error):
+                    raise
+                # Another process is making it, or was killed while it did.
+                _make_registry(client, self._connection.timeout_s)
+                rows = self._query(client)
         found = [
             IndexVersion(row["collection"], int(row["number"]), cast(State, row["state"]), row["run"]) for row in rows
         ]
         return sorted(found, key=lambda version: (version.collection, -version.number))
+
+    def _query(self, client: MilvusClient) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = client.query(
+            REGISTRY,
+            filter="number >= 0",
+            output_fields=_COLUMNS,
+            limit=_MAX_ROWS,
+            consistency_level=CONSISTENCY,
+            timeout=self._connection.timeout_s,
+        )
+        return rows
 
     def _registered(self, collection: str) -> list[IndexVersion]:
         return [version for version in self._rows() if version.collection == collection]

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CONSISTENCY = "Strong"  # a search sees every write that returned before it
 NEEDS_BM25 = "use Milvus 2.5 or later, then: rag collections reindex"
 
-_NOT_FOUND, _BAD_PARAMETER = 100, 1_100  # Milvus' error codes
+_NOT_FOUND, _NOT_LOADED, _BAD_PARAMETER = 100, 101, 1_100  # Milvus' error codes
 _NOT_PARSED = "cannot parse expression"  # a filter that this server does not know; the code says nothing of it
 _REFUSALS = (ParamError, DataNotMatchException, DataTypeNotMatchException)
 
@@ -149,6 +149,11 @@ class MilvusConnection:
             f"the store at {self._address} does not answer: {reason}; "
             "check that Milvus runs there, or set store.uri (RAG_STORE__URI)"
         )
+
+
+def is_not_loaded(error: Exception) -> bool:
+    """Whether Milvus says that the collection is there, and cannot be read yet."""
+    return isinstance(error, MilvusException) and error.code == _NOT_LOADED
 
 
 def is_not_found(error: Exception) -> bool:

@@ -24,7 +24,8 @@ from ingest.prepare import prepare_here
 from ingest.reindex import ReindexReport, drop_old_versions, reindex_collection
 from rag.errors import IndexMismatchError, RagError, StoreUnavailableError, UnknownCollectionError
 from rag.filters import Equals
-from rag.index_versions import IndexVersion
+from rag.index_versions import REGISTRY, IndexVersion
+from rag.milvus import MilvusConnection
 from rag.store import MilvusStore
 from rag.types import Chunk, IndexFingerprint, StoredChunk
 from tests.pipeline_fakes import make_settings
@@ -228,6 +229,21 @@ async def test_what_changes_while_the_new_version_is_built_is_in_it(
     assert kept["c059"].title == "changed"
     assert "c200" in kept
     assert report.copied.chunks == embed.texts <= ROWS + 3
+
+
+@pytest.mark.parametrize("open_store", ["lite", "standalone"], indirect=True)
+async def test_a_registry_that_is_being_made_stops_no_question(
+    request: pytest.FixtureRequest, open_store: OpenStore, old_store: MilvusStore
+) -> None:
+    """Between its creation and its loading; a run that is killed there leaves it so."""
+    old_store.registry.begin("docs")
+    connection = MilvusConnection(
+        request.getfixturevalue(f"{request.node.callspec.params['open_store']}_uri"), None, TIMEOUT_S
+    )
+    with connection.client() as client:
+        client.release_collection(REGISTRY)
+    connection.close()
+    assert await found(open_store(OLD), 4) == (OLD.index_version, ROWS)
 
 
 def test_while_the_versions_are_switched_changes_are_refused(open_store: OpenStore, old_store: MilvusStore) -> None:

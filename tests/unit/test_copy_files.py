@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ingest.copy_chunks import Copied, Files
-from ingest.load import document_id_of
+from ingest.load import document_id_of, hash_file
 from rag.config import Settings
 from rag.types import Chunk, StoredChunk
 from tests.fakes import InMemoryStore
@@ -32,18 +33,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return docs
 
 
-def copy(settings: Settings, *sources: str) -> tuple[Copied, InMemoryStore]:
-    """A collection `old` with a document of each source, copied to `new`."""
+def copy(settings: Settings, *sources: str, revision: str | None = None) -> tuple[Copied, InMemoryStore]:
+    """A collection `old` with a document of each source, copied to `new`; `revision`: instead of their files'."""
     store = InMemoryStore()
     store.ensure_collection("old", FINGERPRINT)
     for source in sources:
         identity = document_id_of(source)
-        chunk = Chunk(f"{identity}:0", identity, "r1", 0, "text", 0, 4)
+        known = revision or (
+            hash_file(Path(source), 10_000) if Path(source).is_absolute() and _exists(source) else "r1"
+        )
+        chunk = Chunk(f"{identity}:0", identity, known, 0, "text", 0, 4)
         vector = np.ones(FINGERPRINT.dimension, np.float32)
         store.upsert("old", [StoredChunk(chunk, vector, "text", "t", source, ("g",), {}, 1, None, "1")])
     given: Any = (store, embed, str.lower, count_words, FINGERPRINT, settings)
     store.ensure_collection("new", FINGERPRINT)
     return Files(*given, on_written=lambda count: None, say=print)("old", "new", lambda: None), store
+
+
+def _exists(source: str) -> bool:
+    return os.path.isfile(source)  # noqa: PTH113, Path.is_file raises for some of these names
 
 
 def sources(store: InMemoryStore) -> list[str]:
@@ -101,3 +109,12 @@ def test_a_file_that_cannot_be_read_is_told_once(settings: Settings, folder: Pat
     copied, _ = copy(settings, (folder / "a.md").as_posix())
     (failure,) = copied.failures
     assert "binary" in failure.reason
+
+
+def test_a_file_that_the_document_was_not_made_of_is_not_read(settings: Settings, folder: Path) -> None:
+    """A client's row may name any file of the machine as its source."""
+    source = (folder / "a.md").as_posix()
+    copied, store = copy(settings, source, revision="what the row's own text gave")
+    assert [failure.source for failure in copied.failures] == [source]
+    assert "not what the document was made of" in copied.failures[0].reason
+    assert sources(store) == []
