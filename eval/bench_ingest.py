@@ -18,7 +18,8 @@ Two ratios to raw chunks/s, both of the chunks that were stored: `whole` has eve
 end included; `steady` leaves out the start-up run's seconds, and is what a larger ingest comes near to.
 
 Memory: the peak of the summed PSS of the command and all below it, Ray included; of the embedded Milvus, which is no
-child of it; and the command's own peak RSS as the kernel counts it. CPU seconds say how much of the difference is work.
+child of it; and the command's own peak RSS as the kernel counts it. CPU seconds say how much of the difference is work;
+those of raw are for as many texts as there are chunks.
 
 The last line of stdout is one JSON document.
 """
@@ -150,8 +151,10 @@ def measure_size(cut: Cut, pool: Path, startup: dict[str, Any], folder: Path) ->
 def compare(
     ingested: dict[str, Any], before: dict[str, Any], after: dict[str, Any], startup_s: float
 ) -> dict[str, Any]:
-    """Rates of an ingest, and their ratios to the rate of both raw runs taken together."""
-    raw_per_s = (before["texts"] + after["texts"]) / (before["encode_s"] + after["encode_s"])
+    """Rates of an ingest, their ratios to the rate of both raw runs taken together, and what those would take of the
+    CPU for as many texts as there are chunks."""
+    raw_texts = before["texts"] + after["texts"]
+    raw_per_s = raw_texts / (before["encode_s"] + after["encode_s"])
     whole_per_s = ingested["chunks"] / ingested["command_s"]
     steady_s = ingested["command_s"] - startup_s
     steady_per_s = ingested["chunks"] / steady_s if steady_s > 0 else None  # of a few chunks it may be noise
@@ -160,6 +163,7 @@ def compare(
         "chunks_per_s": round(whole_per_s, 2),
         "steady_chunks_per_s": round(steady_per_s, 2) if steady_per_s else None,
         "raw_texts_per_s": round(raw_per_s, 2),
+        "raw_cpu_s": round((before["cpu_s"] + after["cpu_s"]) / raw_texts * ingested["chunks"], 1),
         "ratio_whole": ratio(whole_per_s, raw_per_s),
         "ratio_steady": ratio(steady_per_s, raw_per_s),
     }
@@ -228,7 +232,7 @@ def format_report(report: dict[str, Any]) -> str:
         "raw RSS MiB": [size["raw"][0]["peak_rss_mib"] for size in sizes],
         "command CPU s": [size["command"]["cpu_s"] for size in sizes],
         "Milvus CPU s": [size["milvus"]["cpu_s"] for size in sizes],
-        "raw CPU s": [size["raw"][0]["cpu_s"] for size in sizes],
+        "raw CPU s": [size["raw_cpu_s"] for size in sizes],
         "splitting alone s": [size["split_s"] for size in sizes],
     }
     tokens = sizes[-1]["raw"][0]["mean_text_tokens"]

@@ -173,6 +173,7 @@ def ingest_run(chunks: int, seconds: float) -> dict[str, Any]:
 def test_ratios_are_to_both_raw_runs_with_and_without_the_start() -> None:
     compared = compare(ingest_run(1000, 50.0), raw_run(1000, 10.0), raw_run(1000, 30.0), startup_s=10.0)
     assert compared["raw_texts_per_s"] == 50.0  # 2,000 texts in 40 s, not the mean of two rates
+    assert compared["raw_cpu_s"] == 40.0  # the ingest's 1,000 chunks, half of what both runs encoded in 80 s
     assert compared["chunks_per_s"] == 20.0
     assert compared["steady_chunks_per_s"] == 25.0
     assert (compared["ratio_whole"], compared["ratio_steady"]) == (0.4, 0.5)
