@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
 # In an interpreter of its own: vLLM takes seconds to import, and Serve reads the environment when it is imported.
 THEIRS = """
 import json, sys
+import ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])  # else it starts one itself
 from deployments.llm_server import TextServer, llm_config
 from rag.config import load_settings
 options = {}
@@ -40,7 +43,8 @@ print(json.dumps(options))
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, Any]:
     command = [sys.executable, "-c", THEIRS, json.dumps(CASES)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(prefix="rag-") as folder:  # a short path: Ray's sockets lie there
+        done = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=True)
     options: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return options
 
