@@ -33,6 +33,8 @@ from rag.models import load_token_counter, locate_model
 from rag.types import Chunk, CountTokens
 
 _WORKS_PER_BLOCK = 32  # one task reads them: a PDF may take seconds, a row of JSON lines a millisecond
+# What an actor embeds before any of it is seen here: some hundred chunks, or progress stands still for minutes.
+_BLOCK_BYTES = 512 * 1024
 _LOG = "ingest.log"
 
 Columns = dict[str, np.ndarray]
@@ -172,6 +174,7 @@ def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
             join_ray(address)
             context = DataContext.get_current()
             context.enable_progress_bars = False
+            context.target_max_block_size = _BLOCK_BYTES
             context.execution_options.preserve_order = True
             yield
         except (RayError, ConnectionError) as error:
