@@ -207,7 +207,7 @@ class Orchestrator:
                 first.append(event)
                 if len(first) > 1:  # Retrieved, then the first Token
                     break
-        except BaseException:
+        except BaseException:  # whatever ends it, cancelling too: closed, and raised again
             await events.aclose()
             raise
 

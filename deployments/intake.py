@@ -65,7 +65,7 @@ class Intake:
             kind = request.headers["content-type"].partition(";")[0].strip().lower()
             receive = self._receive_text if kind == JSON else self._receive_files
             return await receive(request, job_id, folder)
-        except BaseException:
+        except BaseException:  # cancelling too: the folder goes, and it is raised again
             await asyncio.to_thread(self._jobs.drop_folder, job_id)
             raise
 

@@ -191,7 +191,7 @@ class JobStore:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-            except BaseException:
+            except BaseException:  # no transaction outlives its block, however that ends
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")

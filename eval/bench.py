@@ -225,7 +225,7 @@ def work_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rag-bench-"))
     try:
         yield folder
-    except BaseException:
+    except BaseException:  # Ctrl-C too: only told, and raised again
         say(f"logs are kept in {folder}")
         raise
     rmtree(folder, ignore_errors=True)

@@ -103,7 +103,7 @@ def ensure_server(data_dir: Path, *, start_timeout_s: float, idle_s: float = IDL
     except OSError as error:
         os.close(users)
         raise StoreUnavailableError(_cannot_start(folder, str(error))) from error
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the file must not stay open, as an open one means a user
         os.close(users)
         raise
     return EmbeddedServer(f"http://127.0.0.1:{port}", users)
@@ -159,7 +159,7 @@ def _locked(path: Path, kind: int, deadline: float) -> int:
                 os.close(descriptor)
                 raise TimeoutError(f"another process holds {path} for too long") from None
             time.sleep(RETRY_S)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: closed, and raised again
             os.close(descriptor)
             raise
 

@@ -7,7 +7,6 @@ import importlib.util
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from rag.milvus import MilvusConnection
 from rag.store import MilvusStore
 from rag.types import Chunk, IndexFingerprint, StoredChunk
 from tests.pipeline_fakes import make_settings
+from tests.search_load import Asking, unit_vectors
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("milvus_lite") is None, reason="needs milvus-lite: the cpu extra"
@@ -55,10 +55,6 @@ class CountingEmbedder:
         self._meanwhile()
         self.texts += len(texts)
         return unit_vectors(len(texts), self._dimension)
-
-
-def unit_vectors(count: int, dimension: int) -> np.ndarray:
-    return np.full((count, dimension), dimension**-0.5, dtype=np.float32)
 
 
 def row(number: int, dimension: int = 4, **changes: Any) -> StoredChunk:
@@ -111,37 +107,6 @@ async def found(store: MilvusStore, dimension: int) -> tuple[str, int]:
     """The index version that answers, and how many chunks it finds."""
     result = await store.dense_search("docs", unit_vectors(1, dimension)[0], 100, groups=None)
     return result.index_version, len(result.hits)
-
-
-class Asking(threading.Thread):
-    """Searches until it is stopped; `versions` are those that answered, in order, each once in a row."""
-
-    def __init__(self, store: MilvusStore) -> None:
-        super().__init__()
-        self.versions: list[str] = []
-        self.found: list[int] = []
-        self.failures: list[RagError] = []
-        self._store = store
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        asyncio.run(self._ask())
-
-    async def _ask(self) -> None:
-        while not self._done.is_set():
-            try:
-                result = await self._store.dense_search("docs", unit_vectors(1, 4)[0], 100, groups=None)
-            except RagError as error:
-                self.failures.append(error)
-                continue
-            self.found.append(len(result.hits))
-            if self.versions[-1:] != [result.index_version]:
-                self.versions.append(result.index_version)
-        await self._store.aclose()
-
-    def stop(self) -> None:
-        self._done.set()
-        self.join()
 
 
 @pytest.mark.parametrize("open_store", ["lite", "standalone"], indirect=True)
