@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMError
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 
 from deployments.generator import engine_environment
 from rag.config import Settings
@@ -83,13 +85,27 @@ class TextServer(LLMServer):  # type: ignore[misc]  # ray ships no types for it
                     )
 
 
+class OneProcessEngine(VLLMEngine):  # type: ignore[misc]  # ray ships no types for it
+    """On one CPU node: the model runs in the engine's own process, not in another beside it.
+
+    vLLM refuses that on a CPU since OpenMP's settings have to stand before a process begins: here they do. It saves
+    800 MB and the ten seconds in which one more process would import vLLM.
+    """
+
+    def _start_async_llm_engine(self, engine_args: Any, engine_config: Any, placement_group: Any) -> Any:
+        engine_config.parallel_config.distributed_executor_backend = "uni"
+        with OMPProcessManager(engine_config).configure_omp_envs(rank=0, local_rank=0):
+            return super()._start_async_llm_engine(engine_args, engine_config, placement_group)
+
+
 async def start_server(settings: Settings, located: str) -> TextServer:
     """The engine of these settings over a located model, started."""
     config = llm_config(settings.generator, settings.serve.generator, located, choose_dtype(settings))
     if located.startswith("/"):
         # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
         config.get_or_create_callback().ctx.run_init_node = False
-    server: TextServer = TextServer.sync_init(config)
+    alone = settings.generator.accelerator == "cpu" and settings.generator.tensor_parallel == 1
+    server: TextServer = TextServer.sync_init(config, engine_cls=OneProcessEngine if alone else None)
     await server.start()
     return server
 
