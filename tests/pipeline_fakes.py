@@ -196,6 +196,7 @@ def make_settings(reader: str = "strong", **overrides: Any) -> Settings:
     groups: dict[str, Any] = {
         "embedder": {"languages": None},
         "reranker": {"languages": None, "calibration": None, "blend": 1.0},
+        "generator": {"languages": None},
         "evidence": {"min_rerank": 0.4},
         "grounding": {"reader": reader, "max_score_gap": 0.3 if reader == "weak" else None, "max_sentences": None},
     }

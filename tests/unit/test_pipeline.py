@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -183,6 +184,26 @@ async def test_a_generate_step_that_fails_when_called_is_left_out() -> None:
 
     given = await answer_of(PORT, make_steps(generate), make_settings())
     assert (given.answer_source, given.degraded) == ("extracted", ("generate",))
+
+
+@pytest.mark.parametrize(
+    ("languages", "asked", "source"),
+    [(["latin"], False, "extracted"), (["latin", "ko"], True, "generated"), (None, True, "generated")],
+    ids=["unknown", "known", "all"],
+)
+async def test_only_an_llm_that_knows_the_questions_language_is_asked(
+    languages: list[str] | None, asked: bool, source: str
+) -> None:
+    calls = []
+
+    async def generate(*args: object, **kwargs: object) -> AsyncIterator[GeneratedText]:
+        calls.append((args, kwargs))
+        yield GeneratedText("서비스의 기본 포트는 8000번입니다.", "stop", None)
+
+    settings = make_settings(generator={"languages": languages})
+    given = await answer_of(Question("서비스의 기본 포트는 몇 번입니까?"), make_steps(generate), settings)
+    assert (bool(calls), given.answer_source, given.degraded) == (asked, source, ())
+    assert given.citations[0].quote == "서비스의 기본 포트는 8000번입니다."
 
 
 async def test_refusals_of_a_strong_reader_are_believed() -> None:
