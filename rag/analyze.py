@@ -152,7 +152,17 @@ def _bigrams(run: str) -> Iterator[str]:
         yield run[start : start + 2]
 
 
-def _word_terms(word: str) -> Iterator[str]:
+def _word_terms(word: str) -> tuple[str, ...]:
+    # A few thousand words are most of any text; a long one is no word, and would fill the cache with itself.
+    return _terms_of_usual_word(word) if len(word) <= MAX_TERM_CHARS else tuple(_terms_of_word(word))
+
+
+@lru_cache(maxsize=65_536)
+def _terms_of_usual_word(word: str) -> tuple[str, ...]:
+    return tuple(_terms_of_word(word))
+
+
+def _terms_of_word(word: str) -> Iterator[str]:
     parts: list[str] = []
     for piece in filter(None, JOINERS.split(word)):
         parts += PARTS.findall(piece) if piece.isascii() and "'" not in piece else [piece]

@@ -28,6 +28,14 @@ ANSWERABLE = [one for one in EXPECTED if one.get("answerable", True)]
 ABSENT = [one for one in EXPECTED if not one.get("answerable", True)]
 RAG = str(Path(sys.executable).with_name("rag"))
 START_S = 240
+# What an answer is made of must not hang on how fast the machine is today. The LLM keeps its own limit: one that was
+# killed is not waited for until it is back.
+PATIENT = {
+    "RAG_DEADLINES__TOTAL_S": "120",
+    "RAG_DEADLINES__EMBED_S": "20",
+    "RAG_DEADLINES__RERANK_S": "40",
+    "RAG_DEADLINES__GROUND_S": "40",
+}
 
 
 @dataclass
@@ -72,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data = tmp_path_factory.mktemp("data with 빈칸")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {**os.environ, "RAG_DATA_DIR": str(data)}
+    environment = {**os.environ, **PATIENT, "RAG_DATA_DIR": str(data)}
     log = data / "stderr.txt"
     with log.open("w") as stderr:
         process = psutil.Popen([RAG, "serve", "--port", str(port)], env=environment, stderr=stderr)
@@ -228,13 +236,6 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     assert "1 unchanged" in other.rag("ingest", str(note), "--collection", "herons").stdout
     dropped = other.rag("collections", "reindex", "herons", "--drop-old", "--json")
     assert json.loads(dropped.stdout)["dropped_versions"] == 1
-    assert other.rag("collections", "delete", "herons").returncode == 0
-    listed = json.loads(other.rag("collections", "list", "--json").stdout)["collections"]
-    assert [one["name"] for one in listed] == ["default"]
-    assert other.rag("ingest", str(note), "--collection", "herons").returncode == 0
-    gone = service.rag("collections", "delete", "no_such_one")
-    assert gone.returncode == 2
-    assert "no collection" in gone.stderr
 
 
 def test_a_second_service_on_the_same_port_is_refused_with_a_remedy(service: Service) -> None:
