@@ -17,7 +17,7 @@ from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
 from ingest.documents import document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
-from ingest.journal import open_journal
+from ingest.journal import open_free_journal
 from ingest.remove import remove_collection, remove_document
 from rag.analyze import analyze
 from rag.batching import token_bounded_batches
@@ -112,7 +112,7 @@ class Indexer:
         """Called by the worker, in its thread."""
         with (
             open_store(self._settings, self._fingerprint) as store,
-            open_journal(self._settings, job.collection, logger.info) as journal,
+            open_free_journal(self._settings, job.collection) as journal,
         ):
             return ingest_job(
                 job,

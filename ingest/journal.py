@@ -18,9 +18,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ingest.journal_file import failures_of, open_file, take_lock, try_lock
+from ingest.journal_file import failures_of, name_holder, open_file, take_lock, try_lock
 from rag.columns import from_column, to_column
 from rag.config import Settings
+from rag.errors import OverloadedError
 from rag.types import Chunk, StoredDocument
 
 _PAGE_ROWS = 1_000
@@ -324,6 +325,20 @@ def open_journal(settings: Settings, collection: str, say: Callable[[str], None]
     lock = _open_lock(path)
     try:
         take_lock(lock, f"collection {collection!r}", say)
+        with Journal(path, identity) as journal:
+            yield journal
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def open_free_journal(settings: Settings, collection: str) -> Iterator[Journal]:
+    """As `open_journal`, for whoever has other work: raises OverloadedError while another process has it."""
+    identity, path = place_of_journal(settings, collection)
+    lock = _open_lock(path)
+    try:
+        if not try_lock(lock):
+            raise OverloadedError(f"collection {collection!r} is being written to by process {name_holder(lock)}")
         with Journal(path, identity) as journal:
             yield journal
     finally:

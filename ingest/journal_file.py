@@ -59,10 +59,9 @@ def remove_file(path: Path) -> None:
 def take_lock(lock: int, of_what: str, say: Callable[[str], None]) -> None:
     """Locks an open file until it is closed or the process ends; says so and waits while another process has it."""
     if not try_lock(lock):
-        holder = os.pread(lock, 20, 0).decode("ascii") or "unknown"
-        say(f"{of_what} is being written to by process {holder}; waiting until that ends")
+        say(f"{of_what} is being written to by process {name_holder(lock)}; waiting until that ends")
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _name_holder(lock)
+        _write_holder(lock)
 
 
 def try_lock(lock: int) -> bool:
@@ -71,11 +70,16 @@ def try_lock(lock: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    _name_holder(lock)
+    _write_holder(lock)
     return True
 
 
-def _name_holder(lock: int) -> None:
+def name_holder(lock: int) -> str:
+    """The process that has the lock of an open file, by what it wrote there."""
+    return os.pread(lock, 20, 0).decode("ascii") or "unknown"
+
+
+def _write_holder(lock: int) -> None:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
 

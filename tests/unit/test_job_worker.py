@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from deployments import job_worker
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import MAX_ATTEMPTS, JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from ingest.journal import Journal, Unfinished, open_journal
+from ingest.journal import Journal, Unfinished, open_free_journal, open_journal
 from ingest.load import document_id_of
 from rag.config import Settings, load_settings
 from rag.errors import IndexMismatchError, RagError, SettingsError, StageError, StoreUnavailableError
@@ -52,7 +53,7 @@ class Bench:
         if job.job_id in self.stuck:
             raise self.stuck[job.job_id]
         settings = load_settings(profile="embedded", data_dir=self.data_dir, ingest={"max_file_bytes": 10_000})
-        with open_journal(settings, job.collection, print) as journal:
+        with open_free_journal(settings, job.collection) as journal:
             return self.ingest(job, settings, journal)
 
     def ingest(self, job: Job, settings: Settings, journal: Journal) -> list[JobDocument]:
@@ -201,6 +202,20 @@ def test_a_job_that_waits_lets_the_others_pass(bench: Bench, error: RagError) ->
         del bench.stuck[stuck.job_id]
         job = bench.finish(stuck)
     assert (job.state, job.attempts) == ("done", 1)
+
+
+def test_a_job_whose_collection_is_being_written_to_waits_and_those_of_others_do_not(bench: Bench) -> None:
+    settings = load_settings(profile="embedded", data_dir=bench.data_dir)
+    held = bench.submit({"upload/a.md": b"Held."})
+    other = Job(bench.jobs.new_id(), "notes", (JobDocument("upload/b.md", "0.md"),))
+    (bench.jobs.make_folder(other.job_id) / "0.md").write_bytes(b"Free.")
+    with bench.working():
+        with open_journal(settings, "docs", print):
+            assert bench.finish(bench.jobs.submit(other)).state == "done"
+            waiting = bench.jobs.find(held.job_id).documents[0].reason
+            assert waiting == f"waiting: collection 'docs' is being written to by process {os.getpid()}"
+        assert bench.finish(held).state == "done"
+    assert text_of(bench, "upload/a.md") == "Held."
 
 
 def test_a_job_at_which_a_stage_fails_every_time_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
