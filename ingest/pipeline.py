@@ -98,9 +98,9 @@ def ingest_documents(
     written, and removes what cannot be finished. `say` is told what was found.
 
     `prepare` reads the documents; what it leaves to be embedded is given to `embed`. With `prepare_here` memory holds
-    one document's text and chunks, and the vectors of two batches. Raises StoreUnavailableError,
-    IndexMismatchError, ModelError and SettingsError; what was published up to there stays, and the same call again goes
-    on from it.
+    the text and chunks of three documents, or of many small ones, and the vectors of two batches. Raises
+    StoreUnavailableError, IndexMismatchError, ModelError and SettingsError; what was published up to there stays, and
+    the same call again goes on from it.
     """
     found = find_files(paths)
     store.ensure_collection(collection, fingerprint)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from rag.types import Chunk, CountTokens, Document
 logger = logging.getLogger(__name__)
 
 _MAX_PAGES_OF_CHUNK = 4096  # the most that a row of the store can list
+# How far to read ahead: the documents of a batch to embed while they are rows of a few hundred bytes.
+_AHEAD_DOCUMENTS = 256
+_AHEAD_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,34 @@ def prepare_document(document: Document, path: Path, settings: Settings, count_t
 
 
 def prepare_here(settings: Settings, count_tokens: CountTokens) -> Prepare:
-    """One document after the other, in this process."""
+    """In this process, one document after the other, in a thread that reads ahead while its caller embeds.
+
+    It is ahead by two documents, and by more while they are small: _AHEAD_DOCUMENTS, _AHEAD_BYTES. Whoever stops early
+    waits for the document that is being read.
+    """
+
+    def outcome_of(work: Work) -> Outcome:
+        try:
+            return prepare_document(work.document, work.path, settings, count_tokens)
+        except DocumentError as error:
+            return error
 
     def prepare(works: Iterable[Work]) -> Generator[tuple[Work, Outcome], None, None]:
-        for work in works:
-            try:
-                outcome: Outcome = prepare_document(work.document, work.path, settings, count_tokens)
-            except DocumentError as error:
-                outcome = error
-            yield work, outcome
+        ahead: deque[tuple[Work, Future[Outcome]]] = deque()
+        waiting_bytes = 0
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
+        try:
+            for work in works:
+                ahead.append((work, reader.submit(outcome_of, work)))
+                waiting_bytes += work.source_bytes
+                while len(ahead) > _AHEAD_DOCUMENTS or (len(ahead) > 2 and waiting_bytes > _AHEAD_BYTES):
+                    done, future = ahead.popleft()
+                    waiting_bytes -= done.source_bytes
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     return prepare

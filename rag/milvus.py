@@ -28,7 +28,7 @@ _REFUSALS = (ParamError, DataNotMatchException, DataTypeNotMatchException)
 
 # A channel of its own, and short pauses: by gRPC's defaults a server that came back is not tried for up to two minutes.
 # No pings while nothing is asked: pymilvus sends one every ten seconds, for which Milvus Lite ends the connection.
-_CHANNEL_OPTIONS = {
+CHANNEL_OPTIONS = {
     "grpc.use_local_subchannel_pool": 1,
     "grpc.keepalive_permit_without_calls": 0,
     "grpc.initial_reconnect_backoff_ms": 100,
@@ -97,7 +97,7 @@ class MilvusConnection:
         with self._client_lock:
             if self._client is None:
                 client = MilvusClient(
-                    self._uri, token=self._token, timeout=self.timeout_s, dedicated=True, grpc_options=_CHANNEL_OPTIONS
+                    self._uri, token=self._token, timeout=self.timeout_s, dedicated=True, grpc_options=CHANNEL_OPTIONS
                 )
                 # In detail, since Milvus Lite answers no other question about its version.
                 self._note_server(client.get_server_version(detail=True, timeout=self.timeout_s))
@@ -109,7 +109,7 @@ class MilvusConnection:
         loop = asyncio.get_running_loop()
         if loop not in self._async_clients:
             client = AsyncMilvusClient(
-                self._uri, token=self._token, timeout=self.timeout_s, dedicated=True, grpc_options=_CHANNEL_OPTIONS
+                self._uri, token=self._token, timeout=self.timeout_s, dedicated=True, grpc_options=CHANNEL_OPTIONS
             )
             # Replaced, not changed: loops in other threads read it at the same time.
             live = {known: pair for known, pair in self._async_clients.items() if not known.is_closed()}

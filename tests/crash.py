@@ -20,6 +20,7 @@ from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from rag.config import Settings, load_settings
 from rag.connect import open_store
+from rag.milvus import CHANNEL_OPTIONS
 from rag.store import MilvusStore
 from rag.types import IndexFingerprint
 from tests.fakes import HashEmbedder
@@ -87,9 +88,14 @@ def ingest(settings: Settings, store: MilvusStore, collection: str, folder: Path
         )
 
 
+def raw_client(uri: str) -> MilvusClient:
+    """A client beside our store's, with its channel: by pymilvus' own Milvus Lite ends it for too many pings."""
+    return MilvusClient(uri, timeout=20, dedicated=True, grpc_options=CHANNEL_OPTIONS)
+
+
 def stored_rows(uri: str, collection: str) -> list[dict[str, Any]]:
     """Every row of the collection by chunk id, every column but the time of writing."""
-    client = MilvusClient(uri, timeout=20)
+    client = raw_client(uri)
     rows: list[dict[str, Any]] = client.query(
         collection, filter="ordinal >= 0", output_fields=["*"], limit=16_384, consistency_level="Strong", timeout=20
     )

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pymilvus import MilvusClient
 
 from rag.embedded_store import EmbeddedServer, ensure_server, is_alive
 from rag.errors import StoreUnavailableError
+from tests.crash import raw_client
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None, reason="milvus-lite: the cpu extra")
 
@@ -87,14 +87,14 @@ def servers_of(data_dir: Path) -> list[int]:
 
 
 def write_row(uri: str) -> None:
-    client = MilvusClient(uri, timeout=10)
+    client = raw_client(uri)
     client.create_collection("kept", dimension=2, timeout=10)
     client.insert("kept", [{"id": 7, "vector": [0.0, 1.0], "text": "남는다"}], timeout=10)
     client.close()
 
 
 def read_rows(uri: str) -> list[str]:
-    client = MilvusClient(uri, timeout=10)
+    client = raw_client(uri)
     rows = client.query("kept", filter="id >= 0", output_fields=["text"], timeout=10)
     client.close()
     return [row["text"] for row in rows]
@@ -174,7 +174,7 @@ def test_a_starter_killed_while_starting_leaves_a_store_that_others_can_use(data
         time.sleep(delay_s)
         end(starter)
         with start(data_dir) as server:
-            assert MilvusClient(server.uri, timeout=10).list_collections(timeout=10) == []
+            assert raw_client(server.uri).list_collections(timeout=10) == []
             assert len(servers_of(data_dir)) == 1
         wait_until(lambda: not is_alive(data_dir), "the server to stop")
 
@@ -240,7 +240,7 @@ def test_two_data_directories_have_a_server_each(tmp_path: Path) -> None:
     with start(tmp_path / "one") as one, start(tmp_path / "two") as two:
         assert one.uri != two.uri
         write_row(one.uri)
-        assert MilvusClient(two.uri, timeout=10).list_collections(timeout=10) == []
+        assert raw_client(two.uri).list_collections(timeout=10) == []
     for name in ("one", "two"):
         wait_until(lambda name=name: not is_alive(tmp_path / name), "the servers to stop")  # type: ignore[misc]
 

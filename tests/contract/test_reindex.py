@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import MilvusClient
 
 from ingest.copy_chunks import Files, StoredTexts
 from ingest.journal import open_journal
@@ -27,6 +26,7 @@ from rag.index_versions import REGISTRY, IndexVersion
 from rag.milvus import MilvusConnection
 from rag.store import MilvusStore
 from rag.types import Chunk, IndexFingerprint, StoredChunk
+from tests.crash import raw_client
 from tests.pipeline_fakes import make_settings
 from tests.search_load import Asking, unit_vectors
 
@@ -293,7 +293,7 @@ def test_an_unfinished_version_for_another_embedder_gives_way(open_store: OpenSt
 def test_a_new_version_never_takes_the_name_of_a_collection_that_is_there(
     lite_uri: str, open_store: OpenStore, old_store: MilvusStore
 ) -> None:
-    client = MilvusClient(lite_uri, timeout=TIMEOUT_S, dedicated=True)
+    client = raw_client(lite_uri)
     client.create_collection("docs__v1", dimension=2)  # another program's: ours make none of that name
     reindex(open_store(NEW), CountingEmbedder(8))
     assert [version.number for version in open_store(NEW).registry.versions("docs")] == [2, 0]

@@ -12,6 +12,7 @@ from rag.errors import InputError, UnknownCollectionError
 from rag.index_versions import IndexVersion
 from rag.store import MilvusStore
 from rag.store_rows import REGISTRY
+from tests.crash import raw_client
 from tests.store_checks import FINGERPRINT
 
 OTHER = replace(FINGERPRINT, model="other")
@@ -27,7 +28,7 @@ def store(lite_uri: str) -> Iterator[MilvusStore]:
 
 @pytest.fixture
 def client(lite_uri: str) -> Iterator[MilvusClient]:
-    opened = MilvusClient(lite_uri, timeout=20, dedicated=True)
+    opened = raw_client(lite_uri)
     yield opened
     opened.close()
 
