@@ -14,13 +14,15 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ingest.load import JSONL, SUFFIXES
+from rag.config import UPLOADS
 from rag.errors import UnknownJobError
 
 logger = logging.getLogger("ray.serve")
@@ -29,6 +31,8 @@ State = Literal["queued", "running", "done", "failed"]
 
 BUSY_S = 10.0  # how long a call waits for another process's transaction
 ABANDONED_S = 3600.0  # an upload that nothing was written to for so long belongs to a process that is gone
+
+ROWS = tuple(suffix for suffix, media_type in SUFFIXES.items() if media_type == JSONL)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -92,8 +96,8 @@ class JobStore:
     """The jobs of a data directory. Each call is a transaction that is on the disk when it returns."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._uploads = data_dir.resolve() / "uploads"
-        self._uploads.mkdir(parents=True, exist_ok=True)
+        (data_dir / UPLOADS).mkdir(parents=True, exist_ok=True)
+        self._uploads = (data_dir / UPLOADS).resolve()
         self._path = data_dir.resolve() / "jobs.sqlite3"
         with self._transaction() as connection:
             connection.execute(_SCHEMA)
@@ -138,16 +142,17 @@ class JobStore:
         return _from_row(row)
 
     def start_next(self, waiting: Collection[str] = ()) -> Job | None:
-        """The oldest unfinished job but for those `waiting`, now running; None where there is none.
+        """The oldest unfinished job that may begin, now running; None where there is none.
 
-        Only one process may call this at a time: a job that it finds running was left by a process that is gone.
+        Those `waiting` may not, and no job before an earlier one that has a source with it: the former upload would
+        replace the latter. Only one process may call this at a time: a job that it finds running was left by a process
+        that is gone.
         """
         with self._transaction() as connection:
             rows = connection.execute(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY rowid")
-            row = next((row for row in rows if row["job_id"] not in waiting), None)
-            if row is None:
+            job = _first_free(map(_from_row, rows), waiting)
+            if job is None:
                 return None
-            job = _from_row(row)
             job = replace(job, state="running", attempts=job.attempts + 1, started_at=job.started_at or _now())
             _update(connection, job)
         return job
@@ -195,6 +200,24 @@ class JobStore:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+
+
+def _first_free(jobs: Iterable[Job], waiting: Collection[str]) -> Job | None:
+    passed: list[Job] = []
+    for job in jobs:
+        if job.job_id not in waiting and not any(_share_a_source(job, other) for other in passed):
+            return job
+        passed.append(job)
+    return None
+
+
+def _share_a_source(job: Job, other: Job) -> bool:
+    """Whether they may hold documents of one name; which ones a file of rows holds is not known before it is read."""
+    if job.collection != other.collection:
+        return False
+    names = [{one.source for one in each.documents if one.file is not None} for each in (job, other)]
+    rows = any(Path(one.file or "").suffix in ROWS for each in (job, other) for one in each.documents)
+    return rows or not names[0].isdisjoint(names[1])
 
 
 def _update(connection: sqlite3.Connection, job: Job) -> None:

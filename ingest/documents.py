@@ -48,8 +48,8 @@ def delete_document(
 ) -> StoredDocument:
     """The document that was there; a search that starts afterwards finds nothing of it. Raises as `find_document`.
 
-    `ingesting`: somebody may be writing to the collection. Only complete revisions go then: one that is being written
-    would be left without its first chunks.
+    `ingesting`: somebody may be writing to the collection. Only complete revisions go then, told from one that is being
+    written, perhaps of the same bytes, by when they were: that one would be left without its first chunks.
     """
     document = find_document(store, collection, document_id, groups)
     whole = Equals("document_id", document_id)
@@ -58,7 +58,8 @@ def delete_document(
         return document
     for one in store.stored_documents(collection):
         if one.document_id == document_id:
-            store.delete(collection, And((whole, Equals("revision", one.revision))))
+            written = And((Equals("revision", one.revision), Equals("updated_at", one.updated_at)))
+            store.delete(collection, And((whole, written)))
     return document
 
 

@@ -25,6 +25,7 @@ from rag.errors import OverloadedError
 from rag.types import Chunk, StoredDocument
 
 _PAGE_ROWS = 1_000
+_DELETION_S = 1.0  # longer than a deletion has the lock: who has it still ingests
 
 # What the store says, for the length of a run: on disk, so that memory does not grow with the collection.
 _OF_THE_RUN = """
@@ -337,7 +338,7 @@ def open_free_journal(settings: Settings, collection: str) -> Iterator[Journal]:
     identity, path = place_of_journal(settings, collection)
     lock = _open_lock(path)
     try:
-        if not try_lock(lock):
+        if not try_lock(lock, _DELETION_S):
             raise OverloadedError(f"collection {collection!r} is being written to by process {name_holder(lock)}")
         with Journal(path, identity) as journal:
             yield journal
@@ -350,7 +351,7 @@ def unless_ingesting(settings: Settings, collection: str) -> Iterator[bool]:
     """Whether nobody ingests into the collection now; where that is so, nobody does during the block."""
     lock = _open_lock(place_of_journal(settings, collection)[1])
     try:
-        yield try_lock(lock)
+        yield try_lock(lock, _DELETION_S)
     finally:
         os.close(lock)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from rag.errors import SettingsError
 
 SCHEMA_VERSION = 1
+_POLL_S = 0.02
 _DURABLE = "PRAGMA synchronous = FULL"  # an entry has to be on the disk before the rows that it speaks of
 
 _TABLES = (
@@ -64,14 +66,19 @@ def take_lock(lock: int, of_what: str, say: Callable[[str], None]) -> None:
         _write_holder(lock)
 
 
-def try_lock(lock: int) -> bool:
-    """Locks an open file unless another process has it; whether it did."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    _write_holder(lock)
-    return True
+def try_lock(lock: int, patience_s: float = 0.0) -> bool:
+    """Locks an open file unless another process has it, for so long; whether it did."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        else:
+            _write_holder(lock)
+            return True
 
 
 def name_holder(lock: int) -> str:

@@ -108,8 +108,8 @@ def ingest_documents(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
         publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
         run = _Run(publisher, fingerprint, settings, progress, found.files, sources or {})
-        left_behind = _files_of_unfinished(journal).difference(found.files)
-        with closing(prepare(run.find_works(sorted(left_behind), acl, metadata))) as prepared:
+        left_behind = {path: source for path, source in _unfinished_files(journal) if path not in found.files}
+        with closing(prepare(run.find_works(left_behind, acl, metadata))) as prepared:
             for work, outcome in prepared:
                 run.publish(work, outcome)
         publisher.finish()
@@ -163,18 +163,18 @@ class _Run:
         return self.publisher.journal
 
     def find_works(
-        self, left_behind: Sequence[Path], acl: Sequence[str], metadata: Mapping[str, Any] | None
+        self, left_behind: Mapping[Path, str], acl: Sequence[str], metadata: Mapping[str, Any] | None
     ) -> Iterator[Work]:
         """What is to be read of the given files, then of those `left_behind`, which were not asked for: the documents
-        that a killed run was writing."""
+        that a killed run was writing, by their files, each with its source."""
         for path in self.given:
             yield from self._works_of(path, acl, metadata)
             self.decided += 1
             if not self.to_come:
                 self.files = self.decided
             self.show()
-        for path in left_behind:
-            yield from self._works_left_behind(path)
+        for path in sorted(left_behind):
+            yield from self._works_left_behind(path, left_behind[path])
 
     def publish(self, work: Work, outcome: Outcome) -> None:
         """Hands on what was read of a document."""
@@ -221,8 +221,8 @@ class _Run:
         if whole:
             self.read_whole.add(path)
 
-    def _works_left_behind(self, path: Path) -> Iterator[Work]:
-        for document in load_documents(path, max_file_bytes=self.settings.ingest.max_file_bytes):
+    def _works_left_behind(self, path: Path, source: str) -> Iterator[Work]:
+        for document in load_documents(path, max_file_bytes=self.settings.ingest.max_file_bytes, source=source):
             if isinstance(document, Failure) or self.journal.unfinished(document.document_id) is None:
                 continue
             if self.journal.mark_seen(document.document_id, path.as_posix()) is None:
@@ -256,6 +256,8 @@ class _Run:
         removed = 0
         for document in self.journal.unseen():
             path = Path(document.origin)
+            if path.is_relative_to(self.settings.uploads_dir):
+                continue  # an uploaded file goes when it was read, its document stays
             gone = any(path.is_relative_to(folder) for folder in folders) and is_gone(path)
             if gone or path in self.read_whole:
                 self.publisher.store.delete(self.publisher.collection, Equals("document_id", document.document_id))
@@ -308,11 +310,16 @@ def _place_of(moved: Recorded | Unfinished) -> str:
     return former or moved.document_id
 
 
-def _files_of_unfinished(journal: Journal) -> set[Path]:
-    """The files of the documents that a killed run was writing, where they are there."""
-    origins = {Path(entry.origin) for entry in journal.all_unfinished()}
-    # Not Path.is_file, which raises where the system refuses to look.
-    return {path for path in origins if path.is_absolute() and os.path.isfile(path)}  # noqa: PTH113
+def _unfinished_files(journal: Journal) -> Iterator[tuple[Path, str]]:
+    """The files of the documents that a killed run was writing, where they are there, and those documents' sources.
+
+    An uploaded file is not called as its document is. Rows have sources of their own, whatever is given here.
+    """
+    for entry in journal.all_unfinished():
+        path = Path(entry.origin)
+        # Not Path.is_file, which raises where the system refuses to look.
+        if path.is_absolute() and os.path.isfile(path):  # noqa: PTH113
+            yield path, entry.source
 
 
 def _size(path: Path) -> int:

@@ -44,6 +44,7 @@ from rag.step_settings import (
 )
 
 Profile = Literal["embedded", "gpu"]
+UPLOADS = "uploads"  # in the data directory
 _SERVICE_VARIABLE = re.compile(r"RAG_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
 
 
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
     generator: GeneratorSettings
     deadlines: DeadlineSettings = DeadlineSettings()
     serve: ServeSettings = ServeSettings()
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where uploaded files wait for their jobs: absolute, links followed, and perhaps not there."""
+        return (self.data_dir / UPLOADS).resolve()
 
     @field_validator("data_dir", "cache_dir")
     @classmethod

@@ -335,3 +335,38 @@ def test_the_report_as_it_is_printed(folder: Path) -> None:
     assert report["chunks"] > 3
     assert report["seconds"] > 0
     assert [set(failure) for failure in report["failures"]] == [{"source", "reason"}]
+
+
+# --- uploads: their files have names of their own, and go when they were read -----------------------------------------
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    (tmp_path / "data" / "uploads").mkdir(parents=True)
+    path = tmp_path / "data" / "uploads" / "0.txt"
+    path.write_text(paragraphs("apples"))
+    return path
+
+
+def test_an_upload_that_was_being_rewritten_is_finished_under_its_own_name(tmp_path: Path, upload: Path) -> None:
+    store, sources, other = Store(), {upload: "upload/a.txt"}, tmp_path / "other.txt"
+    other.write_text("Another document.")
+    ingest(store, upload, sources=sources, acl=["hr"])
+    assert kill(store, 3, upload, sources=sources, metadata={"year": 2024})
+    ingest(store, other)
+    ingest(store, upload, sources=sources, metadata={"year": 2024})
+    documents = {one.source: one for one in store.stored_documents(COLLECTION)}
+    assert sorted(documents) == sorted(["upload/a.txt", str(other)])
+    assert (documents["upload/a.txt"].acl, documents["upload/a.txt"].metadata) == (("hr",), {"year": 2024})
+
+
+def test_pruning_a_folder_that_holds_the_data_directory_leaves_the_uploads(tmp_path: Path, upload: Path) -> None:
+    store, settings = Store(), small_settings().model_copy(update={"data_dir": tmp_path / "data"})
+    gone = tmp_path / "data" / "gone.txt"
+    gone.write_text("Soon gone.")
+    ingest(store, upload, settings=settings, sources={upload: "upload/a.txt"})
+    ingest(store, gone, settings=settings)
+    upload.unlink()
+    gone.unlink()
+    assert ingest(store, tmp_path, settings=settings, prune=True).removed == 1
+    assert [one.source for one in store.stored_documents(COLLECTION)] == ["upload/a.txt"]

@@ -45,12 +45,41 @@ def test_jobs_start_in_the_order_of_their_submission(jobs: JobStore) -> None:
 
 
 def test_a_job_that_is_to_wait_is_passed_over(jobs: JobStore) -> None:
-    first, second = submit(jobs), submit(jobs)
+    first, second = submit(jobs, "upload/a.md"), submit(jobs, "upload/b.md")
     started = jobs.start_next({first.job_id})
     assert started is not None
     assert started.job_id == second.job_id
     assert jobs.find(first.job_id) == first
     assert jobs.start_next({first.job_id, second.job_id}) is None
+
+
+def test_a_later_upload_of_a_source_does_not_overtake_one_that_waits(jobs: JobStore) -> None:
+    first, later, last = submit(jobs, "upload/a.md"), submit(jobs, "upload/b.md", "upload/a.md"), submit(jobs, "c.md")
+    started = jobs.start_next({first.job_id})
+    assert started is not None
+    assert started.job_id == last.job_id
+    jobs.finish(started, "done", started.documents)
+    assert jobs.start_next({first.job_id}) is None
+    after = submit(jobs, "upload/b.md")  # waits for the one that waits
+    assert jobs.start_next({first.job_id}) is None
+    assert [jobs.find(one.job_id).state for one in (first, later, after)] == ["queued"] * 3
+
+
+def test_rows_wait_for_every_earlier_upload_of_their_collection_and_the_others_for_them(jobs: JobStore) -> None:
+    def submit_rows(collection: str) -> Job:
+        job_id = jobs.new_id()
+        jobs.make_folder(job_id)
+        return jobs.submit(Job(job_id, collection, (JobDocument("upload/rows.jsonl", "0.jsonl"),)))
+
+    first = submit(jobs, "upload/a.md")
+    rows = submit_rows("docs")
+    submit(jobs, "upload/c.md")
+    elsewhere = submit_rows("notes")
+    started = jobs.start_next({first.job_id})
+    assert started is not None
+    assert started.job_id == elsewhere.job_id
+    jobs.finish(jobs.find(first.job_id), "done", first.documents)
+    assert jobs.start_next({rows.job_id, elsewhere.job_id}) is None
 
 
 def test_a_running_job_is_started_again_and_counts_it(jobs: JobStore, tmp_path: Path) -> None:

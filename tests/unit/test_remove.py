@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,7 @@ from tests.fakes import InMemoryStore
 from tests.ingest_fakes import COLLECTION, FINGERPRINT, Countdown, DyingStore, Killed, count_words, embed, paragraphs
 from tests.ingest_fakes import small_settings as _settings
 
+UNDISTURBED = Countdown(-1)
 KILLED_AFTER = 2  # of the rows: some of the new revision are in the store
 
 
@@ -33,11 +39,17 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def ingest(store: InMemoryStore, settings: Settings, *paths: Path, writes: int = -1) -> IngestReport:
+def ingest(
+    store: InMemoryStore,
+    settings: Settings,
+    *paths: Path,
+    before_write: Callable[[], None] = UNDISTURBED,
+    metadata: dict[str, Any] | None = None,
+) -> IngestReport:
     with open_journal(settings, COLLECTION, print) as journal:
         return ingest_documents(
             paths,
-            store=DyingStore(store, Countdown(writes)),
+            store=DyingStore(store, before_write),
             journal=journal,
             embed=embed,
             analyze=str.lower,
@@ -46,6 +58,7 @@ def ingest(store: InMemoryStore, settings: Settings, *paths: Path, writes: int =
             settings=settings,
             say=print,
             collection=COLLECTION,
+            metadata=metadata,
         )
 
 
@@ -56,7 +69,7 @@ def store(settings: Settings, path: Path) -> InMemoryStore:
     ingest(opened, settings, path)
     path.write_text(paragraphs("pears"))
     with pytest.raises(Killed):
-        ingest(opened, settings, path, writes=KILLED_AFTER)
+        ingest(opened, settings, path, before_write=Countdown(KILLED_AFTER))
     return opened
 
 
@@ -89,6 +102,40 @@ def test_while_somebody_ingests_only_the_complete_revisions_go(store: InMemorySt
     assert {chunk.revision for chunk in store.chunks(COLLECTION, document.document_id)} - {document.revision}
     ingest(store, settings)
     assert len(list_documents(store, COLLECTION, None)) == 1
+
+
+def test_a_deletion_while_the_same_revision_is_rewritten_leaves_no_holes(settings: Settings, path: Path) -> None:
+    store, writes = InMemoryStore(), 0
+    ingest(store, settings, path)
+    (document,) = list_documents(store, COLLECTION, None)
+    whole = {chunk.ordinal for chunk in store.chunks(COLLECTION, document.document_id)}
+
+    def delete_midway() -> None:
+        nonlocal writes
+        writes += 1
+        if writes == KILLED_AFTER:
+            remove_document(store, settings, COLLECTION, document.document_id, None)
+
+    ingest(store, settings, path, before_write=delete_midway, metadata={"year": 2024})
+    assert writes > KILLED_AFTER
+    assert {chunk.ordinal for chunk in store.chunks(COLLECTION, document.document_id)} == whole
+
+
+def test_two_deletions_at_once_are_no_ingest(store: InMemoryStore, settings: Settings) -> None:
+    (document,) = list_documents(store, COLLECTION, None)
+    first_holds = threading.Event()
+
+    def first() -> None:
+        with unless_ingesting(settings, COLLECTION):
+            first_holds.set()
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(first)
+        assert first_holds.wait(20)
+        remove_document(store, settings, COLLECTION, document.document_id, None)
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
 
 
 def test_a_deleted_collection_made_anew_is_empty(store: InMemoryStore, settings: Settings) -> None:
