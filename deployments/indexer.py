@@ -23,6 +23,7 @@ from rag.analyze import analyze
 from rag.batching import token_bounded_batches
 from rag.config import Settings
 from rag.connect import open_store
+from rag.errors import StageTimeoutError
 from rag.listing import index_versions
 from rag.models import load_token_counter, locate_model
 from rag.store import MilvusStore
@@ -30,6 +31,8 @@ from rag.types import Groups
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
+
+EMBED_S = 300.0  # how long one batch of a job may take, questions before it included
 
 
 class Indexer:
@@ -136,9 +139,15 @@ class Indexer:
         return vectors
 
     def _call_embedder(self, texts: list[str]) -> np.ndarray:
-        call = call_stage("embed", lambda: self._embedder.embed.remote(texts, "passage"))
-        vectors: np.ndarray = asyncio.run_coroutine_threadsafe(call, self._loop).result()
-        return vectors
+        async def call() -> np.ndarray:
+            # Without a limit Serve keeps the call for as long as there is no replica, and with it every other job.
+            async with asyncio.timeout(EMBED_S):
+                return await call_stage("embed", lambda: self._embedder.embed.remote(texts, "passage"))
+
+        try:
+            return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+        except TimeoutError as error:
+            raise StageTimeoutError("embed", f"a batch was not embedded within {EMBED_S:g} s") from error
 
 
 def _collection_body(store: MilvusStore, name: str) -> dict[str, Any]:

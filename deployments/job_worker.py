@@ -22,7 +22,7 @@ TIDY_S = 3600.0
 MAX_ATTEMPTS = 10
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
-MAX_STAGE_WAITS = 60  # about half an hour; a stage that is up and fails at this very job would do so for ever
+MAX_STAGE_WAITS = 2_880  # about a day, for an operator; a stage that is up and fails at this very job does so for ever
 
 # What passes by itself, or when an operator mends it (a full disk is a SettingsError): the job waits for that.
 PASSING = (StoreUnavailableError, StageError, OverloadedError, ModelError, SettingsError)

@@ -9,6 +9,7 @@ import pytest
 
 from deployments.indexer import Indexer
 from rag.config import load_settings
+from rag.errors import StageError
 
 
 async def stay_healthy(indexer: Indexer, seconds: float) -> None:
@@ -30,3 +31,26 @@ async def test_an_indexer_that_goes_begins_no_further_job(tmp_path: Path) -> Non
 
 def test_an_indexer_that_did_not_start_can_go() -> None:
     Indexer.__new__(Indexer).__del__()
+
+
+class Silent:
+    """A handle of a deployment without a replica: Serve keeps its calls."""
+
+    @property
+    def embed(self) -> Silent:
+        return self
+
+    def remote(self, *_given: object) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+async def test_a_batch_that_nobody_embeds_does_not_keep_its_job_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.indexer.EMBED_S", 0.1)
+    indexer = Indexer.__new__(Indexer)
+    handle: Any = Silent()
+    await indexer.__init__(load_settings(profile="embedded", data_dir=tmp_path), handle)  # type: ignore[misc]
+    with pytest.raises(StageError, match=r"embed: a batch was not embedded within 0\.1 s"):
+        await asyncio.to_thread(indexer._embed, ["A text."])
+    indexer.__del__()
