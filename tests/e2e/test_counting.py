@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from rag.config import load_settings
 from rag.embed import SentenceEmbedder
@@ -62,3 +63,9 @@ def test_texts_are_scored_while_others_are_counted() -> None:
     with counting(scorer.count_tokens):
         for _ in range(ROUNDS):
             np.testing.assert_allclose(np.stack(scorer.score([request])[0]), expected, atol=1e-5)
+
+
+def test_a_carried_model_is_loaded_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = load_settings(profile="embedded")
+    SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+    assert capfd.readouterr() == ("", "")
