@@ -33,7 +33,7 @@ def short_dir(settings: Settings, suffix: str = "") -> Path:
 
 def joined_address() -> str | None:
     """The address of the Ray that is joined; None: one is started here."""
-    return os.environ.get("RAY_ADDRESS")
+    return os.environ.get("RAY_ADDRESS") or None  # as for Ray itself, an empty one names none
 
 
 def check_address(address: str) -> None:
