@@ -79,7 +79,7 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
     import ray
 
     ray_dir.mkdir(parents=True, exist_ok=True)
-    _drop_old_sessions(ray_dir)
+    drop_old_sessions(ray_dir)
     ray.init(
         num_cpus=num_cpus,
         object_store_memory=object_store_bytes,
@@ -90,8 +90,22 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
     )
 
 
-def _drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
-    """Old sessions' logs, all but the newest: nothing else would ever delete them."""
+def drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
+    """Deletes the sessions, with their logs, but the newest and those that still run: nothing else ever would."""
     sessions = sorted(path for path in ray_dir.glob("session_2*") if path.is_dir() and not path.is_symlink())
     for path in sessions[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        if not _still_runs(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _still_runs(session: Path) -> bool:
+    """Whether the session's raylet takes connections: a killed one leaves its socket's file, but nobody listens."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.setblocking(False)
+        try:
+            ours.connect(str(session / "sockets" / "raylet"))
+        except BlockingIOError:  # it listens, with many waiting
+            return True
+        except OSError:
+            return False
+    return True

@@ -1,12 +1,14 @@
-"""A Ray that is to be joined and is not there is told at once."""
+"""A Ray that is to be joined and is not there is told at once; one of our own leaves those alone that still run."""
 
 from __future__ import annotations
 
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from deployments.ray_session import check_address, joined_address
+from deployments.ray_session import check_address, drop_old_sessions, joined_address
 from rag.errors import SettingsError
 
 
@@ -31,3 +33,18 @@ def test_an_empty_ray_address_names_no_ray(monkeypatch: pytest.MonkeyPatch) -> N
     assert joined_address() is None
     monkeypatch.setenv("RAY_ADDRESS", "ray.example:6379")
     assert joined_address() == "ray.example:6379"
+
+
+def test_of_old_sessions_only_those_go_whose_raylet_has_ended() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        sessions = [Path(folder, f"session_2026-01-0{day}") for day in range(1, 7)]
+        for session in sessions:
+            (session / "sockets").mkdir(parents=True)
+        running, ended, *_ = sessions
+        with socket.socket(socket.AF_UNIX) as raylet, socket.socket(socket.AF_UNIX) as killed:
+            raylet.bind(str(running / "sockets" / "raylet"))
+            raylet.listen()
+            killed.bind(str(ended / "sockets" / "raylet"))
+            killed.close()
+            drop_old_sessions(Path(folder))
+        assert sorted(Path(folder).iterdir()) == [running, *sessions[3:]]
