@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from rag.embed import SentenceEmbedder
 from rag.errors import DocumentError, SettingsError, StageError
 from rag.models import load_token_counter, locate_model
 from rag.types import Chunk, CountTokens
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 _WORKS_PER_BLOCK = 32  # one task reads them: a PDF may take seconds, a row of JSON lines a millisecond
 # What an actor embeds before any of it is seen here: some hundred chunks, or progress stands still for minutes.
@@ -52,8 +55,8 @@ class _Head:
 def prepare_in_bulk(settings: Settings, count_tokens: CountTokens, say: Callable[[str], None]) -> Prepare:
     """Reads and embeds over Ray Data where there are at least `ingest.ray_documents` documents; else reads here.
 
-    Raises SettingsError when Ray's log cannot be written or no Ray is where one is to be joined, and StageError naming
-    the logs when Ray fails.
+    Raises SettingsError when Ray's log cannot be written or the Ray that RAY_ADDRESS names cannot be joined, and
+    StageError naming the logs when Ray fails.
     """
     here, enough = prepare_here(settings, count_tokens), settings.ingest.ray_documents
 
@@ -162,31 +165,47 @@ def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     ray_dir = ray_dir_of(settings, "ray-ingest")
     at = f" at {joined_address()}" if joined_address() else ""
     say(f"many documents: reading and embedding them over Ray Data{at}")
-    with _native_stderr_to(log), _ray_address(settings, ray_dir) as address:
+    logs = f"what Ray printed is in {log}, its own logs in {ray_dir}"
+    with _native_stderr_to(log), _ray_address(settings, ray_dir, logs) as address:
         import ray
         from ray.data import DataContext
-        from ray.exceptions import RayError
 
         for handler in logging.getLogger("ray.data").handlers:
             if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's log
                 handler.setLevel(logging.CRITICAL)
         try:
-            join_ray(address)
-            context = DataContext.get_current()
-            context.enable_progress_bars = False
-            context.target_max_block_size = _BLOCK_BYTES
-            context.execution_options.preserve_order = True
-            yield
-        except (RayError, ConnectionError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else type(error).__name__
-            raise StageError("ingest", f"{reason}; what Ray printed is in {log}, its own logs in {ray_dir}") from error
+            with failures_named(logs, RuntimeError, ValueError, OSError):
+                join_ray(address)
+            set_up(DataContext.get_current())
+            with failures_named(logs):
+                yield
         finally:
             ray.shutdown()
 
 
+def set_up(context: DataContext) -> None:
+    """Ray Data in order, silent, and as slow as the documents are: a scanned one may take an hour."""
+    context.enable_progress_bars = False
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = -1
+
+
 @contextmanager
-def _ray_address(settings: Settings, ray_dir: Path) -> Iterator[str]:
+def failures_named(logs: str, *more: type[Exception]) -> Iterator[None]:
+    """What Ray and Ray Data raise, and `more`, as StageError with the logs to look into."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RayError, ExecutionTimeoutError, ConnectionError, *more) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise StageError("ingest", f"{lines[-1] if lines else type(error).__name__}; {logs}") from error
+
+
+@contextmanager
+def _ray_address(settings: Settings, ray_dir: Path, logs: str) -> Iterator[str]:
     """Of the Ray that RAY_ADDRESS names, else of one in a process that ends with the block, or with this process."""
     if (joined := joined_address()) is not None:
         yield joined
@@ -200,7 +219,6 @@ def _ray_address(settings: Settings, ray_dir: Path) -> Iterator[str]:
         with head.stdin:
             address = head.stdout.readline().strip()
             if not address:
-                logs = f"what it printed is in {settings.data_dir / 'logs' / _LOG}, its own logs in {ray_dir}"
                 raise StageError("ingest", f"Ray did not start; {logs}")
             expect_token()
             yield address

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import socket
 import tempfile
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private.utils import check_version_info
 
-from deployments.ray_session import check_address, drop_old_sessions, joined_address
+from deployments.ray_session import blaming_the_setting, check_address, drop_old_sessions, join_ray, joined_address
 from rag.errors import SettingsError
 
 
@@ -48,3 +52,16 @@ def test_of_old_sessions_only_those_go_whose_raylet_has_ended() -> None:
             killed.close()
             drop_old_sessions(Path(folder))
         assert sorted(Path(folder).iterdir()) == [running, *sessions[3:]]
+
+
+def test_what_is_no_address_is_refused_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(SettingsError, match=r"the Ray at nowhere cannot be joined \(.+\); correct RAY_ADDRESS"):
+        join_ray("nowhere")
+
+
+def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
+    its = {"ray_version": "2.9.3", "python_version": platform.python_version()}
+    both = rf"Ray: 2\.9\.3 .*Ray: {re.escape(ray.__version__)} .*RAY_ADDRESS"
+    with pytest.raises(SettingsError, match=both), blaming_the_setting("ray.example:6379"):
+        check_version_info(its, "node 127.0.0.1")
