@@ -12,6 +12,8 @@ import functools
 import logging
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -39,6 +41,7 @@ _WORKS_PER_BLOCK = 32  # one task reads them: a PDF may take seconds, a row of J
 # What an actor embeds before any of it is seen here: some hundred chunks, or progress stands still for minutes.
 _BLOCK_BYTES = 512 * 1024
 _LOG = "ingest.log"
+_START_LIMIT_S = 120.0  # a busy machine takes twenty
 
 Columns = dict[str, np.ndarray]
 
@@ -213,14 +216,26 @@ def _ray_address(settings: Settings, ray_dir: Path, logs: str) -> Iterator[str]:
     cpus = (os.cpu_count() or 1) + settings.ingest.ray_embedders * settings.embedder.threads
     what = [str(ray_dir), str(cpus), str(settings.serve.object_store_bytes)]
     command = [sys.executable, "-m", "deployments.ray_head", *what]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+    with ray_head(command, logs) as address:
+        expect_token()
+        yield address
+
+
+@contextmanager
+def ray_head(command: list[str], logs: str, limit_s: float = _START_LIMIT_S) -> Iterator[str]:
+    """The address that the command prints; its stdin is closed with the block. Raises StageError naming the logs."""
+    pipe = subprocess.PIPE
+    # In a session of its own: Ctrl-C is this process's to answer, while Ray still runs.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as head:
         assert head.stdin is not None
         assert head.stdout is not None
         with head.stdin:
+            if not select.select([head.stdout], [], [], limit_s)[0]:
+                os.killpg(head.pid, signal.SIGKILL)
+                raise StageError("ingest", f"Ray did not start within {limit_s:.0f} s; {logs}")
             address = head.stdout.readline().strip()
             if not address:
                 raise StageError("ingest", f"Ray did not start; {logs}")
-            expect_token()
             yield address
 
 
