@@ -12,6 +12,8 @@ import functools
 import logging
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,10 +34,14 @@ from rag.errors import DocumentError, SettingsError, StageError
 from rag.models import load_token_counter, locate_model
 from rag.types import Chunk, CountTokens
 
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
 _WORKS_PER_BLOCK = 32  # one task reads them: a PDF may take seconds, a row of JSON lines a millisecond
 # What an actor embeds before any of it is seen here: some hundred chunks, or progress stands still for minutes.
 _BLOCK_BYTES = 512 * 1024
 _LOG = "ingest.log"
+_START_LIMIT_S = 120.0  # a busy machine takes twenty
 
 Columns = dict[str, np.ndarray]
 
@@ -52,8 +58,8 @@ class _Head:
 def prepare_in_bulk(settings: Settings, count_tokens: CountTokens, say: Callable[[str], None]) -> Prepare:
     """Reads and embeds over Ray Data where there are at least `ingest.ray_documents` documents; else reads here.
 
-    Raises SettingsError when Ray's log cannot be written or no Ray is where one is to be joined, and StageError naming
-    the logs when Ray fails.
+    Raises SettingsError when Ray's log cannot be written or the Ray that RAY_ADDRESS names cannot be joined, and
+    StageError naming the logs when Ray fails.
     """
     here, enough = prepare_here(settings, count_tokens), settings.ingest.ray_documents
 
@@ -162,31 +168,47 @@ def _ray(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     ray_dir = ray_dir_of(settings, "ray-ingest")
     at = f" at {joined_address()}" if joined_address() else ""
     say(f"many documents: reading and embedding them over Ray Data{at}")
-    with _native_stderr_to(log), _ray_address(settings, ray_dir) as address:
+    logs = f"what Ray printed is in {log}, its own logs in {ray_dir}"
+    with _native_stderr_to(log), _ray_address(settings, ray_dir, logs) as address:
         import ray
         from ray.data import DataContext
-        from ray.exceptions import RayError
 
         for handler in logging.getLogger("ray.data").handlers:
             if isinstance(handler, logging.StreamHandler):  # the other writes to Ray's log
                 handler.setLevel(logging.CRITICAL)
         try:
-            join_ray(address)
-            context = DataContext.get_current()
-            context.enable_progress_bars = False
-            context.target_max_block_size = _BLOCK_BYTES
-            context.execution_options.preserve_order = True
-            yield
-        except (RayError, ConnectionError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else type(error).__name__
-            raise StageError("ingest", f"{reason}; what Ray printed is in {log}, its own logs in {ray_dir}") from error
+            with failures_named(logs, RuntimeError, ValueError, OSError):
+                join_ray(address)
+            set_up(DataContext.get_current())
+            with failures_named(logs):
+                yield
         finally:
             ray.shutdown()
 
 
+def set_up(context: DataContext) -> None:
+    """Ray Data in order, silent, and as slow as the documents are: a scanned one may take an hour."""
+    context.enable_progress_bars = False
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = -1
+
+
 @contextmanager
-def _ray_address(settings: Settings, ray_dir: Path) -> Iterator[str]:
+def failures_named(logs: str, *more: type[Exception]) -> Iterator[None]:
+    """What Ray and Ray Data raise, and `more`, as StageError with the logs to look into."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RayError, ExecutionTimeoutError, ConnectionError, *more) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise StageError("ingest", f"{lines[-1] if lines else type(error).__name__}; {logs}") from error
+
+
+@contextmanager
+def _ray_address(settings: Settings, ray_dir: Path, logs: str) -> Iterator[str]:
     """Of the Ray that RAY_ADDRESS names, else of one in a process that ends with the block, or with this process."""
     if (joined := joined_address()) is not None:
         yield joined
@@ -194,15 +216,26 @@ def _ray_address(settings: Settings, ray_dir: Path) -> Iterator[str]:
     cpus = (os.cpu_count() or 1) + settings.ingest.ray_embedders * settings.embedder.threads
     what = [str(ray_dir), str(cpus), str(settings.serve.object_store_bytes)]
     command = [sys.executable, "-m", "deployments.ray_head", *what]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+    with ray_head(command, logs) as address:
+        expect_token()
+        yield address
+
+
+@contextmanager
+def ray_head(command: list[str], logs: str, limit_s: float = _START_LIMIT_S) -> Iterator[str]:
+    """The address that the command prints; its stdin is closed with the block. Raises StageError naming the logs."""
+    pipe = subprocess.PIPE
+    # In a session of its own: Ctrl-C is this process's to answer, while Ray still runs.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as head:
         assert head.stdin is not None
         assert head.stdout is not None
         with head.stdin:
+            if not select.select([head.stdout], [], [], limit_s)[0]:
+                os.killpg(head.pid, signal.SIGKILL)
+                raise StageError("ingest", f"Ray did not start within {limit_s:.0f} s; {logs}")
             address = head.stdout.readline().strip()
             if not address:
-                logs = f"what it printed is in {settings.data_dir / 'logs' / _LOG}, its own logs in {ray_dir}"
                 raise StageError("ingest", f"Ray did not start; {logs}")
-            expect_token()
             yield address
 
 

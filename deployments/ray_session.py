@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rag.config import Settings
@@ -33,7 +35,7 @@ def short_dir(settings: Settings, suffix: str = "") -> Path:
 
 def joined_address() -> str | None:
     """The address of the Ray that is joined; None: one is started here."""
-    return os.environ.get("RAY_ADDRESS")
+    return os.environ.get("RAY_ADDRESS") or None  # as for Ray itself, an empty one names none
 
 
 def check_address(address: str) -> None:
@@ -53,7 +55,7 @@ def check_address(address: str) -> None:
 def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
     """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`.
 
-    Raises SettingsError when there is none to join.
+    Raises SettingsError when the one named cannot be joined.
     """
     if (address := joined_address()) is None:
         start_local_ray(ray_dir, num_cpus=num_cpus, object_store_bytes=settings.serve.object_store_bytes)
@@ -67,11 +69,27 @@ def expect_token() -> None:
 
 
 def join_ray(address: str) -> None:
-    """Raises SettingsError when no Ray answers there."""
+    """Joins the Ray that RAY_ADDRESS names, or else one of our own.
+
+    Raises SettingsError when the one named cannot be joined; for our own, what Ray raises.
+    """
     import ray
 
-    check_address(address)
-    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    with blaming_the_setting(address) if joined_address() else nullcontext():
+        check_address(address)
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+
+
+@contextmanager
+def blaming_the_setting(address: str) -> Iterator[None]:
+    """What Ray raises for an address that is none, where no Ray is, or one of another version, as SettingsError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")  # versions that differ come in six lines
+        raise SettingsError(
+            f"the Ray at {address} cannot be joined ({reason}); correct RAY_ADDRESS, or unset it to start one here"
+        ) from error
 
 
 def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) -> None:
@@ -79,7 +97,7 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
     import ray
 
     ray_dir.mkdir(parents=True, exist_ok=True)
-    _drop_old_sessions(ray_dir)
+    drop_old_sessions(ray_dir)
     ray.init(
         num_cpus=num_cpus,
         object_store_memory=object_store_bytes,
@@ -90,8 +108,22 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
     )
 
 
-def _drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
-    """Old sessions' logs, all but the newest: nothing else would ever delete them."""
+def drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
+    """Deletes the sessions, with their logs, but the newest and those that still run: nothing else ever would."""
     sessions = sorted(path for path in ray_dir.glob("session_2*") if path.is_dir() and not path.is_symlink())
     for path in sessions[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        if not _still_runs(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _still_runs(session: Path) -> bool:
+    """Whether the session's raylet takes connections: a killed one leaves its socket's file, but nobody listens."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.setblocking(False)
+        try:
+            ours.connect(str(session / "sockets" / "raylet"))
+        except BlockingIOError:  # it listens, with many waiting
+            return True
+        except OSError:
+            return False
+    return True

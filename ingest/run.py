@@ -49,7 +49,20 @@ class LazyEmbedder:
         return vectors
 
 
-class _Display:
+class _Stderr:
+    """Whatever sys.stderr is at the time: it is another file while Ray runs, and a bar keeps the file it was given."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+class Display:
     """A bar on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -60,7 +73,7 @@ class _Display:
     def __call__(self, progress: Progress) -> None:
         if sys.stderr.isatty():
             self._bar = self._bar or tqdm(
-                total=progress.files_total, unit=" files", file=sys.stderr, leave=False, bar_format=_BAR
+                total=progress.files_total, unit=" files", file=_Stderr(), leave=False, bar_format=_BAR
             )
             self._bar.set_postfix_str(describe_progress(progress), refresh=False)
             self._bar.update(progress.files - self._bar.n)
@@ -104,7 +117,7 @@ def run_ingest(
     """
     fingerprint = index_fingerprint(settings)
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
-    display = _Display(say)
+    display = Display(say)
     try:
         with (
             open_store(settings, fingerprint) as store,
