@@ -20,7 +20,7 @@ from ingest.reindex import ReindexReport, reindex_collection
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
-from rag.models import load_token_counter, locate_model
+from rag.models import hide_progress, load_token_counter, locate_model
 from rag.types import CountTokens
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -42,6 +42,7 @@ class LazyEmbedder:
         from rag.embed import SentenceEmbedder
 
         located = locate_model(self._settings.embedder.model, self._settings.cache_dir)
+        hide_progress(located)
         return SentenceEmbedder(self._settings.embedder, located)
 
     def __call__(self, texts: list[str]) -> np.ndarray:

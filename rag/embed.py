@@ -21,10 +21,7 @@ class SentenceEmbedder:
     def __init__(self, settings: EmbedderSettings, model: str) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
 
-        if Path(model).is_dir():  # a hub's downloads keep their bars: they take minutes
-            transformers_logging.disable_progress_bar()
         torch.set_num_threads(settings.threads)
         self._settings = settings
         try:

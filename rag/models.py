@@ -95,6 +95,14 @@ def model_file(located: str, filename: str) -> Path:
         ) from error
 
 
+def hide_progress(located: str) -> None:
+    """No bar of transformers while a local model is loaded, in a second; a hub's download, of minutes, keeps its."""
+    from transformers.utils import logging as transformers_logging
+
+    if Path(located).is_dir():
+        transformers_logging.disable_progress_bar()
+
+
 def load_token_counter(located: str, *, special_tokens: bool = False) -> CountTokens:
     """A function text -> number of tokens by the model's own tokenizer, never truncated."""
     from tokenizers import Tokenizer

