@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -202,14 +202,13 @@ class Orchestrator:
         """Decides the HTTP status with the first token; an error before it is a plain problem response."""
         events = self._events(question)
         first: list[Event] = []
-        try:
+        async with AsyncExitStack() as unless_answered:
+            unless_answered.push_async_callback(events.aclose)
             async for event in events:
                 first.append(event)
                 if len(first) > 1:  # Retrieved, then the first Token
                     break
-        except BaseException:  # whatever ends it, cancelling too: closed, and raised again
-            await events.aclose()
-            raise
+            unless_answered.pop_all()  # from here on the response closes them
 
         def body(done: Done) -> dict[str, Any]:
             return answer_body(done.answer, _answer_id(), request_id, explain=explain)

@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -60,14 +60,14 @@ class Intake:
             del self._arriving[job_id]
 
     async def _receive(self, request: Request, job_id: str) -> Job:
-        try:
+        async with AsyncExitStack() as unless_received:
+            unless_received.push_async_callback(asyncio.to_thread, self._jobs.drop_folder, job_id)
             folder = await asyncio.to_thread(self._jobs.make_folder, job_id)
             kind = request.headers["content-type"].partition(";")[0].strip().lower()
             receive = self._receive_text if kind == JSON else self._receive_files
-            return await receive(request, job_id, folder)
-        except BaseException:  # cancelling too: the folder goes, and it is raised again
-            await asyncio.to_thread(self._jobs.drop_folder, job_id)
-            raise
+            job = await receive(request, job_id, folder)
+            unless_received.pop_all()
+        return job
 
     async def _receive_text(self, request: Request, job_id: str, folder: Path) -> Job:
         """One document of the JSON in the body, kept as a row that `ingest` reads."""

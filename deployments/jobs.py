@@ -15,7 +15,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,11 +194,11 @@ class JobStore:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
-            try:
+            with ExitStack() as unless_ended:
+                # Not left to the closing: a statement that is not read to its end would keep the transaction open.
+                unless_ended.callback(connection.execute, "ROLLBACK")
                 yield connection
-            except BaseException:  # no transaction outlives its block, however that ends
-                connection.execute("ROLLBACK")
-                raise
+                unless_ended.pop_all()
             connection.execute("COMMIT")
 
 

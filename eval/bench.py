@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -223,11 +223,10 @@ def git_commit() -> str | None:
 def work_folder() -> Iterator[Path]:
     """A temporary folder that is kept, and named, when the benchmark does not come to its end."""
     folder = Path(tempfile.mkdtemp(prefix="rag-bench-"))
-    try:
+    with ExitStack() as unless_ended:
+        unless_ended.callback(say, f"logs are kept in {folder}")
         yield folder
-    except BaseException:  # Ctrl-C too: only told, and raised again
-        say(f"logs are kept in {folder}")
-        raise
+        unless_ended.pop_all()
     rmtree(folder, ignore_errors=True)
 
 

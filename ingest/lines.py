@@ -22,7 +22,7 @@ DAMAGE: tuple[type[Exception], ...] = (
     EOFError,
     LookupError,
     OSError,
-    RuntimeError,  # RecursionError and NotImplementedError with it
+    RuntimeError,  # with it RecursionError, and what pypdf raises for a feature of PDF that it lacks
     TypeError,
     ValueError,
     struct.error,

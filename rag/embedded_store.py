@@ -21,7 +21,6 @@ Linux only, as it reads process start times from /proc. The keeper imports nothi
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import importlib.util
 import json
@@ -32,6 +31,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,21 +91,20 @@ def ensure_server(data_dir: Path, *, start_timeout_s: float, idle_s: float = IDL
         users = _locked(folder / "users.lock", fcntl.LOCK_SH, deadline)
     except OSError as error:
         raise StoreUnavailableError(_cannot_start(folder, str(error))) from error
-    try:
-        os.utime(users)
-        port = _serving_port(folder)
-        if port is None:
-            start = _locked(folder / "start.lock", fcntl.LOCK_EX, deadline)
-            try:
-                port = _serving_port(folder) or _start_keeper(folder, deadline, idle_s)
-            finally:
-                os.close(start)
-    except OSError as error:
-        os.close(users)
-        raise StoreUnavailableError(_cannot_start(folder, str(error))) from error
-    except BaseException:  # Ctrl-C too: the file must not stay open, as an open one means a user
-        os.close(users)
-        raise
+    with ExitStack() as unless_served:
+        unless_served.callback(os.close, users)  # an open one means a user
+        try:
+            os.utime(users)
+            port = _serving_port(folder)
+            if port is None:
+                start = _locked(folder / "start.lock", fcntl.LOCK_EX, deadline)
+                try:
+                    port = _serving_port(folder) or _start_keeper(folder, deadline, idle_s)
+                finally:
+                    os.close(start)
+        except OSError as error:
+            raise StoreUnavailableError(_cannot_start(folder, str(error))) from error
+        unless_served.pop_all()
     return EmbeddedServer(f"http://127.0.0.1:{port}", users)
 
 
@@ -150,18 +149,18 @@ def _answers(port: int) -> bool:
 def _locked(path: Path, kind: int, deadline: float) -> int:
     """An open descriptor that holds the lock. Python's descriptors close at exec. Raises TimeoutError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise TimeoutError(f"another process holds {path} for too long") from None
-            time.sleep(RETRY_S)
-        except BaseException:  # Ctrl-C too: closed, and raised again
-            os.close(descriptor)
-            raise
+    with ExitStack() as unless_locked:
+        unless_locked.callback(os.close, descriptor)
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process holds {path} for too long") from None
+                time.sleep(RETRY_S)
+        unless_locked.pop_all()
+    return descriptor
 
 
 def _start_keeper(folder: Path, deadline: float, idle_s: float) -> int:
@@ -367,7 +366,7 @@ def _own_file(folder: Path, deadline: float) -> int | None:
 
 def _say(says: int, word: dict[str, Any]) -> None:
     # When the starter is gone by now, others may use the server already: no reason to end it.
-    with contextlib.suppress(BrokenPipeError):
+    with suppress(BrokenPipeError):
         os.write(says, json.dumps(word).encode() + b"\n")
     os.close(says)
 
