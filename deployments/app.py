@@ -26,7 +26,7 @@ SPARE_REQUESTS = 16
 HEALTH_CHECK_PERIOD_S = 5
 HEALTH_CHECK_TIMEOUT_S = 30
 # Two models on two cores: OpenMP's threads spin at each of a forward pass's barriers while the one that they wait for
-# has no core. Asleep they leave it one: 13 searches/s in place of 4 at 8 connections (whole service, one run of each).
+# has no core. Asleep they leave it one: 12 to 15 searches/s in place of 3 to 6 at 8 connections (one start of each).
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 

@@ -323,37 +323,28 @@ def open_journal(settings: Settings, collection: str, say: Callable[[str], None]
     ends; the journal does not guard against ingesting one collection from two data directories. Raises SettingsError.
     """
     identity, path = place_of_journal(settings, collection)
-    lock = _open_lock(path)
-    try:
+    with _open_lock(path) as lock:
         take_lock(lock, f"collection {collection!r}", say)
         with Journal(path, identity) as journal:
             yield journal
-    finally:
-        os.close(lock)
 
 
 @contextmanager
 def open_free_journal(settings: Settings, collection: str) -> Iterator[Journal]:
     """As `open_journal`, for whoever has other work: raises OverloadedError while another process has it."""
     identity, path = place_of_journal(settings, collection)
-    lock = _open_lock(path)
-    try:
+    with _open_lock(path) as lock:
         if not try_lock(lock, _DELETION_S):
             raise OverloadedError(f"collection {collection!r} is being written to by process {name_holder(lock)}")
         with Journal(path, identity) as journal:
             yield journal
-    finally:
-        os.close(lock)
 
 
 @contextmanager
 def unless_ingesting(settings: Settings, collection: str) -> Iterator[bool]:
     """Whether nobody ingests into the collection now; where that is so, nobody does during the block."""
-    lock = _open_lock(place_of_journal(settings, collection)[1])
-    try:
+    with _open_lock(place_of_journal(settings, collection)[1]) as lock:
         yield try_lock(lock, _DELETION_S)
-    finally:
-        os.close(lock)
 
 
 def place_of_journal(settings: Settings, collection: str) -> tuple[str, Path]:
@@ -363,11 +354,16 @@ def place_of_journal(settings: Settings, collection: str) -> tuple[str, Path]:
     return identity, settings.data_dir.absolute() / "journal" / f"{identity}.sqlite"
 
 
-def _open_lock(path: Path) -> int:
-    """The open file of a journal's lock."""
+@contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    """The open file of a journal's lock, which is free again when that is closed."""
     with failures_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _columns(document: StoredDocument) -> tuple[Any, ...]:
