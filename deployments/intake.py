@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from deployments.document_schemas import FileFields, TextRequest, clean_name
 from deployments.http import JSON
-from deployments.jobs import Job, JobDocument, JobStore
+from deployments.jobs import TEXT_FILE, Job, JobDocument, JobStore
 from deployments.multipart import FILE_FIELD, FormReceiver
 from ingest.load import SUFFIXES
 from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
@@ -29,7 +29,6 @@ from rag.step_settings import ServeSettings
 Model = TypeVar("Model", bound=BaseModel)
 
 UPLOAD_SOURCE = "upload/"
-TEXT_FILE = "0.jsonl"
 
 
 class Intake:

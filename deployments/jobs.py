@@ -33,6 +33,7 @@ BUSY_S = 10.0  # how long a call waits for another process's transaction
 ABANDONED_S = 3600.0  # an upload that nothing was written to for so long belongs to a process that is gone
 
 ROWS = tuple(suffix for suffix, media_type in SUFFIXES.items() if media_type == JSONL)
+TEXT_FILE = "text.jsonl"  # the one row of a document that came as JSON: its source is the job's, as a file's is
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -216,8 +217,8 @@ def _share_a_source(job: Job, other: Job) -> bool:
     if job.collection != other.collection:
         return False
     names = [{one.source for one in each.documents if one.file is not None} for each in (job, other)]
-    rows = any(Path(one.file or "").suffix in ROWS for each in (job, other) for one in each.documents)
-    return rows or not names[0].isdisjoint(names[1])
+    files = {one.file or "" for each in (job, other) for one in each.documents} - {TEXT_FILE}
+    return any(Path(file).suffix in ROWS for file in files) or not names[0].isdisjoint(names[1])
 
 
 def _update(connection: sqlite3.Connection, job: Job) -> None:

@@ -63,7 +63,7 @@ async def test_a_text_becomes_a_row_that_names_its_source(doors: Doors) -> None:
     job = doors.jobs.find(response.json()["id"])
     assert (job.collection, job.acl, job.metadata) == ("docs", ("staff",), {"tags": ["a"]})
     ((name, content),) = doors.stored().items()
-    assert name == f"{job.job_id}/0.jsonl"
+    assert name == f"{job.job_id}/text.jsonl"
     assert json.loads(content) == {
         "id": "https://wiki/lamp", "source": "https://wiki/lamp", "title": "Lamp", "text": "The lamp burns oil."
     }  # fmt: skip

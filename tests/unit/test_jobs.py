@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.jobs import ABANDONED_S, Job, JobDocument, JobStore
+from deployments.jobs import ABANDONED_S, TEXT_FILE, Job, JobDocument, JobStore
 from rag.errors import UnknownJobError
 
 
@@ -80,6 +80,20 @@ def test_rows_wait_for_every_earlier_upload_of_their_collection_and_the_others_f
     assert started.job_id == elsewhere.job_id
     jobs.finish(jobs.find(first.job_id), "done", first.documents)
     assert jobs.start_next({rows.job_id, elsewhere.job_id}) is None
+
+
+def test_a_text_that_came_as_json_waits_for_its_own_source_only(jobs: JobStore) -> None:
+    def submit_text(source: str) -> Job:
+        job_id = jobs.new_id()
+        jobs.make_folder(job_id)
+        return jobs.submit(Job(job_id, "docs", (JobDocument(source, TEXT_FILE),)))
+
+    first = submit_text("https://wiki/lamp")
+    again, other = submit_text("https://wiki/lamp"), submit_text("https://wiki/oil")
+    started = jobs.start_next({first.job_id})
+    assert started is not None
+    assert started.job_id == other.job_id
+    assert jobs.find(again.job_id).state == "queued"
 
 
 def test_a_running_job_is_started_again_and_counts_it(jobs: JobStore, tmp_path: Path) -> None:
