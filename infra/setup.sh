@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The environment in .venv and the embedded profile's models; done twice it does nothing.
+# The environment in .venv and the embedded profile's models; done twice it does nothing. A model whose copy has been
+# deleted since is made again by whatever needs it first.
 # Called by `make setup`. PYTHON names another interpreter; pip's own settings decide where packages come from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,6 +41,6 @@ if [ ! -f .venv/ready ] || [ "$(cat .venv/ready)" != "$want" ]; then
   fi
   .venv/bin/python -m pip install --no-input --no-deps --no-build-isolation -e . >>build/setup.log 2>&1 \
     || { tail -n 3 build/setup.log >&2; fail "installing the project itself failed; the whole log is build/setup.log"; }
+  TQDM_DISABLE=1 .venv/bin/python -m rag.models --quiet
   echo "$want" > .venv/ready
 fi
-TQDM_DISABLE=1 exec .venv/bin/python -m rag.models --quiet
