@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from deployments.jobs import Job, JobDocument
@@ -17,10 +18,12 @@ from ingest.publish import Analyze, ChunkStore, EmbedPassages
 from ingest.recover import reconcile
 from rag.config import Settings
 from rag.errors import StageError
+from rag.filters import OneOf
 from rag.types import CountTokens, Document, IndexFingerprint, StoredDocument
 
 MAX_FAILURES = 100  # named one by one of those within a file
 HIDDEN = "a document of that source exists that you may not see; choose another source"
+LOOKED_UP = 500  # documents in one query of the store
 VISIBLE = "visible-"  # begins the name of a copy without the rows that would replace hidden documents
 
 
@@ -68,26 +71,38 @@ def ingest_job(
         acl=job.acl,
         metadata=job.metadata,
         sources={path: files[original].source for original, path in taken.items() if path is not None},
+        reconciled=True,
     )
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for failure in report.failures:
         reasons[failure.source].append(failure.reason)
-    stored = {one.document_id: one for one in store.stored_documents(job.collection)}
     outcomes: list[JobDocument] = []
     within: list[JobDocument] = []
     for path, document in files.items():
         done: list[StoredDocument] = []
         failed: list[JobDocument] = []
-        for one in load_documents(path, max_file_bytes=max_file_bytes, source=document.source):
-            outcome = _outcome(one, path, taken[path], hidden, journal, reasons, stored)
-            if isinstance(outcome, StoredDocument):
-                done.append(outcome)
-            else:
-                failed.append(JobDocument(one.source, state="failed", reason=outcome))
+        loaded = load_documents(path, max_file_bytes=max_file_bytes, source=document.source)
+        for some in _groups_of(loaded, LOOKED_UP):
+            ids = tuple(one.document_id for one in some if isinstance(one, Document))
+            found = store.stored_documents(job.collection, OneOf("document_id", ids)) if ids else ()
+            stored = {one.document_id: one for one in found}
+            for one in some:
+                outcome = _outcome(one, path, taken[path], hidden, journal, reasons, stored)
+                if isinstance(outcome, StoredDocument):
+                    done.append(outcome)
+                else:
+                    failed.append(JobDocument(one.source, state="failed", reason=outcome))
         outcomes.append(_sum_up(document, done, failed))
         if len(done) + len(failed) > 1:
             within += failed
     return outcomes + within[:MAX_FAILURES]
+
+
+def _groups_of(loaded: Iterable[Document | Failure], size: int) -> Iterator[list[Document | Failure]]:
+    """In their order, at most `size` at a time."""
+    rest = iter(loaded)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def _is_hidden(document: Document, job: Job, folder: Path, journal: Journal) -> bool:

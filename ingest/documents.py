@@ -17,17 +17,23 @@ from rag.types import Groups, StoredDocument
 class DocumentStore(Protocol):
     """What is needed of a store here."""
 
-    def stored_documents(self, collection: str) -> Sequence[StoredDocument]:
-        """One entry for each complete revision, by source, ties by id. Raises UnknownCollectionError."""
+    def stored_documents(self, collection: str, where: Filter | None = None) -> Sequence[StoredDocument]:
+        """An entry for each complete revision that `where` means, by source, ties by id; all where it is None.
+
+        Raises UnknownCollectionError.
+        """
 
     def delete(self, collection: str, where: Filter) -> None:
         """Every row that matches; a search that starts afterwards sees none of them."""
 
 
-def list_documents(store: DocumentStore, collection: str, groups: Groups) -> list[StoredDocument]:
-    """The documents that somebody in these groups may see, each once, by source, ties by id."""
+def list_documents(
+    store: DocumentStore, collection: str, groups: Groups, where: Filter | None = None
+) -> list[StoredDocument]:
+    """The documents that somebody in these groups may see, each once, by source, ties by id; of those that `where`
+    means, where it is given."""
     latest: dict[str, StoredDocument] = {}
-    for document in store.stored_documents(collection):
+    for document in store.stored_documents(collection, where):
         known = latest.get(document.document_id)
         # While a revision takes the place of another, both are there.
         if known is None or known.updated_at < document.updated_at:
@@ -37,9 +43,8 @@ def list_documents(store: DocumentStore, collection: str, groups: Groups) -> lis
 
 def find_document(store: DocumentStore, collection: str, document_id: str, groups: Groups) -> StoredDocument:
     """Raises UnknownDocumentError, also for one that these groups may not see."""
-    for document in list_documents(store, collection, groups):
-        if document.document_id == document_id:
-            return document
+    for document in list_documents(store, collection, groups, Equals("document_id", document_id)):
+        return document
     raise UnknownDocumentError(f"the collection {collection!r} has no document {document_id[:80]!r}")
 
 
@@ -56,10 +61,9 @@ def delete_document(
     if not ingesting:
         store.delete(collection, whole)
         return document
-    for one in store.stored_documents(collection):
-        if one.document_id == document_id:
-            written = And((Equals("revision", one.revision), Equals("updated_at", one.updated_at)))
-            store.delete(collection, And((whole, written)))
+    for one in store.stored_documents(collection, whole):
+        written = And((Equals("revision", one.revision), Equals("updated_at", one.updated_at)))
+        store.delete(collection, And((whole, written)))
     return document
 
 

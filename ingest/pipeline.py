@@ -84,6 +84,7 @@ def ingest_documents(
     prune: bool = False,
     sources: Mapping[Path, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    reconciled: bool = False,
 ) -> IngestReport:
     """Brings a collection up to date with files, folders and globs; `journal` is that collection's.
 
@@ -95,7 +96,8 @@ def ingest_documents(
     file which was read no longer holds. `sources` maps resolved paths to the sources that their documents have instead.
 
     A run that is killed anywhere is made good by the next one, whatever paths that is given: it finishes what was being
-    written, and removes what cannot be finished. `say` is told what was found.
+    written, and removes what cannot be finished. `say` is told what was found. `reconciled`: the caller has called
+    `reconcile` with the journal since it opened it, which need not list the collection again.
 
     `prepare` reads the documents; what it leaves to be embedded is given to `embed`. With `prepare_here` memory holds
     the text and chunks of three documents, or of many small ones, and the vectors of two batches. Raises
@@ -104,7 +106,8 @@ def ingest_documents(
     """
     found = find_files(paths)
     store.ensure_collection(collection, fingerprint)
-    reconcile(store, collection, journal, say)
+    if not reconciled:
+        reconcile(store, collection, journal, say)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
         publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
         run = _Run(publisher, fingerprint, settings, progress, found.files, sources or {})

@@ -32,8 +32,8 @@ class ChunkStore(Protocol):
     def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
         """Makes the collection if it is not there. Raises IndexMismatchError where it was built differently."""
 
-    def stored_documents(self, collection: str) -> Iterable[StoredDocument]:
-        """One entry for each revision whose chunk of ordinal 0 is there."""
+    def stored_documents(self, collection: str, where: Filter | None = None) -> Iterable[StoredDocument]:
+        """An entry for each revision whose chunk of ordinal 0 is there, of those that `where` means; None: all."""
 
     def every_chunk(self, collection: str) -> Iterable[tuple[Chunk, StoredDocument]]:
         """Every row: a chunk, and what the row says of its document."""

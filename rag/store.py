@@ -127,9 +127,14 @@ class MilvusStore:
             with self._connection.client(collection) as client:
                 client.delete(index.physical, filter=compile_filter(where), timeout=self._timeout_s)
 
-    def stored_documents(self, collection: str) -> list[StoredDocument]:
-        """The complete documents, by source, ties by id. Complete is one whose chunk 0, published last, is there."""
-        found = [decode_document(row) for row in self._rows(collection, Equals("ordinal", 0), DOCUMENT_COLUMNS)]
+    def stored_documents(self, collection: str, where: Filter | None = None) -> list[StoredDocument]:
+        """The complete documents that `where` means (None: all), by source, ties by id.
+
+        Complete is one whose chunk 0, published last, is there.
+        """
+        first = Equals("ordinal", 0)
+        rows = self._rows(collection, first if where is None else And((first, where)), DOCUMENT_COLUMNS)
+        found = [decode_document(row) for row in rows]
         return sorted(found, key=lambda document: (document.source, document.document_id))
 
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rag.errors import InputError, UnknownCollectionError
-from rag.filters import Filter, compile_filter
+from rag.filters import And, Equals, Filter, compile_filter
 from rag.store_rows import (
     BuiltIndex,
     as_dense,
@@ -106,9 +106,11 @@ class InMemoryStore:
         kept = {name: row for name, row in self._rows[collection].items() if not matches(where, row)}
         self._rows[collection] = kept
 
-    def stored_documents(self, collection: str) -> list[StoredDocument]:
+    def stored_documents(self, collection: str, where: Filter | None = None) -> list[StoredDocument]:
         self.fingerprint(collection)
-        found = [_document(row) for row in self._rows[collection].values() if row.chunk.ordinal == 0]
+        wanted = And((Equals("ordinal", 0), where)) if where is not None else Equals("ordinal", 0)
+        compile_filter(wanted)  # refuses what the real store refuses
+        found = [_document(row) for row in self._rows[collection].values() if matches(wanted, row)]
         return sorted(found, key=lambda document: (document.source, document.document_id))
 
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:

@@ -213,6 +213,8 @@ def test_a_document_is_listed_only_with_its_first_chunk(store: Store, collection
     )
     listed = [(found.document_id, found.source) for found in store.stored_documents(collection)]
     assert listed == [("c", "c.md"), ("b", "z.md")]
+    some = store.stored_documents(collection, OneOf("document_id", ("a", "b", "nobody")))
+    assert [found.document_id for found in some] == ["b"]
 
 
 def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:

@@ -21,7 +21,8 @@ from ingest.journal import Journal, Unfinished, open_free_journal, open_journal
 from ingest.load import document_id_of
 from rag.config import Settings, load_settings
 from rag.errors import IndexMismatchError, RagError, SettingsError, StageError, StoreUnavailableError
-from rag.types import IndexFingerprint
+from rag.filters import Filter
+from rag.types import IndexFingerprint, StoredDocument
 from tests.fakes import HashEmbedder, InMemoryStore
 
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "splitter", "analyzer")
@@ -123,6 +124,23 @@ def test_a_done_job_s_documents_are_in_the_store_under_their_sources(bench: Benc
     assert stored["upload/a.md"].title == "Lamp"
     assert all((one.acl, one.metadata) == (("staff",), {"year": 2024}) for one in stored.values())
     assert not bench.jobs.folder(job.job_id).exists()
+
+
+def test_a_job_lists_its_whole_collection_once(bench: Bench) -> None:
+    class Counting(InMemoryStore):
+        listed = 0
+
+        def stored_documents(self, collection: str, where: Filter | None = None) -> list[StoredDocument]:
+            found = super().stored_documents(collection, where)
+            self.listed += len(found)
+            return found
+
+    bench.store = Counting()
+    bench.run_job(bench.submit({f"upload/{number}.md": b"It burns oil." for number in range(20)}))
+    bench.store.listed = 0
+    (document,) = bench.run_job(bench.submit({"upload/late.md": b"It burns late."}))
+    assert (document.state, document.chunks) == ("done", 1)
+    assert bench.store.listed == 20 + 1
 
 
 def test_the_same_name_again_replaces_the_document(bench: Bench) -> None:
