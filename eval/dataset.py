@@ -60,7 +60,7 @@ def read_dataset(reference: str) -> Dataset:
         return _read_squad_dataset(path)
     if not path.exists() and _HUB_NAME.fullmatch(reference):
         corpus, queries, judged = _fetch(reference)
-        return _join(reference, read_documents(corpus), queries, judged)
+        return _join(reference.removeprefix("BeIR/"), read_documents(corpus), queries, judged)
     raise InputError(f"{reference} is no data set here; {_LAYOUTS}")
 
 
