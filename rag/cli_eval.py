@@ -11,7 +11,7 @@ from rag.cli_edge import edge, print_json, read_settings, say, settings_options
 from rag.errors import SettingsError
 
 STAGES = ("lexical", "dense", "fused", "rerank", "blend")
-_LIBRARIES = ("ir_measures", "matplotlib", "scipy")
+_MEASURES = ("ir_measures", "scipy")
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -86,7 +86,7 @@ def retrieval_command(
     as_json: bool,
 ) -> None:
     """Each stage of retrieval over DATASET...: folders in BEIR layout, SQuAD files, or BeIR/NAME on the hub."""
-    _check_libraries()
+    check_libraries(*_MEASURES, "matplotlib")
     from eval.report import evaluate_retrieval, format_report
     from eval.retrieval import Plan
 
@@ -116,7 +116,7 @@ def retrieval_command(
 @edge
 def compare_command(first: Path, second: Path, qrels: Path | None, as_json: bool) -> None:
     """Differences of B from A, two report folders or two run files, with p-values and the queries that changed most."""
-    _check_libraries()
+    check_libraries(*_MEASURES)
     from eval.compare import compare_paths, format_comparison
 
     comparison = compare_paths(first, second, qrels)
@@ -126,9 +126,9 @@ def compare_command(first: Path, second: Path, qrels: Path | None, as_json: bool
         click.echo(format_comparison(comparison), nl=False)
 
 
-def _check_libraries() -> None:
-    """Before minutes of work. Raises SettingsError."""
-    missing = [name for name in _LIBRARIES if find_spec(name) is None]
+def check_libraries(*names: str) -> None:
+    """Raises SettingsError for those that are missing: before minutes of work, and not after them."""
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise SettingsError(
             f"rag eval needs {', '.join(missing)}: the eval extra brings it (pip install 'rag[eval]', or make setup)"
