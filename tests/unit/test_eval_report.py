@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from eval import retrieval
 from eval.compare import compare_paths, format_comparison
 from eval.dataset import Dataset, SetDocument, pool_datasets
 from eval.hardware import describe_machine
 from eval.report import PLOT, REPORT, describe_model, describe_set, draw_plot, format_report, write_runs
 from eval.retrieval import StageRuns
+from rag import cli_eval
 from rag.cli import main
 from rag.cli_eval import check_libraries
 from rag.config import load_settings
@@ -183,6 +185,10 @@ def test_a_comparison_is_shown_with_the_queries_that_changed_most(tmp_path: Path
 
 
 # --- the command ---
+
+
+def test_the_command_knows_every_stage() -> None:
+    assert cli_eval.STAGES == retrieval.STAGES
 
 
 def test_the_command_compares_two_reports(tmp_path: Path) -> None:
