@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.dataset import Dataset, SetDocument, pool_datasets, read_dataset, read_documents, sample_queries
@@ -155,6 +155,7 @@ def test_two_sets_of_one_name_cannot_be_pooled() -> None:
         pool_datasets([one, one])
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 40))
 def test_a_sample_is_the_same_every_time_and_keeps_the_order(queries: int, count: int) -> None:
     whole = one_set("a", ["x"], {f"q{number}": {"d0": 1} for number in range(queries)})

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from eval.dataset import Dataset, SetDocument
@@ -66,6 +67,7 @@ def hits_of(stage_scores: list[tuple[float | None, float | None, float | None]])
 # --- stages ---
 
 
+@hypothesis_settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(scores, scores, st.none()), max_size=12))
 def test_a_stage_s_order_is_the_one_that_it_gave(stage_scores: list[tuple[float | None, float | None, None]]) -> None:
     hits = hits_of(stage_scores)
@@ -76,6 +78,7 @@ def test_a_stage_s_order_is_the_one_that_it_gave(stage_scores: list[tuple[float 
         assert [hit.chunk.chunk_id for hit in found[stage]] == [name for _, name in sorted(known)]
 
 
+@hypothesis_settings(deadline=None, max_examples=30)
 @given(st.integers(1, 8), st.integers(0, 8), st.floats(0, 1))
 def test_blends_order_the_candidates_and_leave_the_rest_behind(candidates: int, rest: int, blend: float) -> None:
     fused = fuse_hits([[make_hit(f"c{number}") for number in range(candidates + rest)]], rrf_k=60, top_k=100)
