@@ -85,10 +85,15 @@ def evaluate_retrieval(
         write_runs(out / one.name, one, runs)
         origins = names if pool and one is sets[-1] else []
         report["sets"].append(describe_set(one, runs, origins))
+        write_report(out, report)  # after each set: hours of work may be broken off
+    return report
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """The report, its tables and its plot, in place of those that are there."""
     (out / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     (out / TABLES).write_text(format_report(report), encoding="utf-8")
     draw_plot(report, out / PLOT)
-    return report
 
 
 def _local(settings: Settings, plan: Plan, say: Say) -> tuple[dict[str, Any], Measure]:
@@ -199,7 +204,7 @@ def format_report(report: dict[str, Any]) -> str:
         lead += (
             f"; embedder {embedder}, reranker {reranker} ({settings['reranker']['kind']}); each search "
             f"{settings['retrieval']['top_k']} deep, {settings['reranker']['candidates']} candidates reranked, unless "
-            "a stage says @DEPTH for both"
+            f"a stage says @DEPTH for both; token vectors of {settings['reranker']['cached_texts']:,} texts are kept"
         )
     return "\n\n".join([lead, *map(_format_set, report["sets"])]) + "\n"
 

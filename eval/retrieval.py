@@ -150,7 +150,10 @@ def collection_name(dataset: Dataset) -> str:
 
 
 def evaluation_settings(settings: Settings) -> Settings:
-    """The settings with a data directory of the evaluation's own, by index version, and no stage ever late."""
+    """The settings with a data directory of the evaluation's own, by index version, and no stage ever late.
+
+    Where they name a Milvus by `store.uri` the collections, called `eval_...`, are made there.
+    """
     version = index_fingerprint(settings).index_version
     patient = dict.fromkeys(DeadlineSettings.model_fields, PATIENT_S)
     return settings.model_copy(
