@@ -46,7 +46,7 @@ def compare_paths(first: Path, second: Path, qrels: Path | None = None) -> dict[
             raise InputError(f"{first} and {second} have no stage of a data set in common; evaluate the same sets")
         pairs = [(*key, left[key], right[key]) for key in shared]
     else:
-        pairs = [(first.parent.name, "run", _read_file(first, qrels), _read_file(second, qrels))]
+        pairs = [(first.resolve().parent.name, "run", _read_file(first, qrels), _read_file(second, qrels))]
     return {
         "first": str(first),
         "second": str(second),

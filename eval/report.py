@@ -275,5 +275,5 @@ def draw_plot(report: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(sets)), [one["set"] for one in sets])
     axes.set_ylabel(f"{MAIN_MEASURE}, 95 % interval")
     axes.set_ylim(0, 1)
-    axes.legend(ncols=min(len(labels), 6), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
     figure.savefig(path, dpi=150)
