@@ -25,7 +25,6 @@ import argparse
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +37,7 @@ from typing import Any
 from eval.bench_http import CONCURRENCY, EXAMPLES, WARM_UP_TOKENS, Plan, measure_service, say
 from eval.bench_service import BenchError, ingest, run_child, started_service, with_variables
 from eval.bench_tables import format_report
-from eval.hardware import TreeUse, describe_machine
+from eval.hardware import TreeUse, describe_machine, git_commit
 from eval.load import RequestError
 from rag.config import Settings, load_settings
 from rag.errors import RagError
@@ -202,21 +201,6 @@ def compare(report: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any
 def ratio(value: float | None, other: float | None) -> float | None:
     """To 3 places; None where one is missing or nothing was measured."""
     return round(value / other, 3) if value is not None and other else None
-
-
-def git_commit() -> str | None:
-    """The commit, with `+changes` where files differ from it; None outside a repository."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
-            cwd=EXAMPLES,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return described.stdout.strip() or None
 
 
 @contextmanager

@@ -40,11 +40,11 @@ from typing import Any
 
 import psutil
 
-from eval.bench import git_commit, ratio, run_raw, work_folder
+from eval.bench import ratio, run_raw, work_folder
 from eval.bench_http import say
 from eval.bench_service import RAG, BenchError, kill_tree, tail, with_variables
 from eval.bench_tables import format_table
-from eval.hardware import TreeUse, describe_machine
+from eval.hardware import TreeUse, describe_machine, git_commit
 from eval.pool import Cut, cut_pool, pool_sets, write_cut, write_rows
 from rag.config import Settings, load_settings
 from rag.errors import RagError

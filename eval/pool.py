@@ -3,17 +3,17 @@ chunks."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eval.bench_service import BenchError
+from eval.dataset import check_names, first_of_each_text, read_documents, set_name
 from ingest.chunk import chunk_document, embedding_text
 from ingest.load import Failure, load_documents
 from ingest.parse import parse_document
@@ -34,63 +34,23 @@ class Cut:
     split_s: float
 
 
-def read_set(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(id, title, text) of each document of a folder in BEIR layout, a JSON-lines file (or .gz), or one like SQuAD's.
-
-    Where a row has no `text` its `positive` is taken, a passage of a table of pairs; a row without either is left out,
-    and one without an id is called by its line. Raises BenchError for what is none of these.
-    """
-    file = path / "corpus.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise BenchError(f"{file} is not there; name a folder with corpus.jsonl, a .jsonl, .jsonl.gz or SQuAD file")
-    try:
-        yield from _read_squad(file) if file.suffix == ".json" else _read_lines(file)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BenchError(f"{file} is not laid out as expected ({type(error).__name__}: {error})") from error
-
-
-def _read_lines(file: Path) -> Iterator[tuple[str, str, str]]:
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
-            text = row.get("text") or row.get("positive")
-            if text and text.strip():
-                yield str(row.get("_id", row.get("id", number))), row.get("title") or "", text
-
-
-def _read_squad(file: Path) -> Iterator[tuple[str, str, str]]:
-    for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
-        for number, paragraph in enumerate(article["paragraphs"]):
-            yield f"{article['title']}#{number}", article["title"], paragraph["context"]
-
-
 def pool_sets(paths: Sequence[Path], limit: int | None) -> list[dict[str, Any]]:
     """Rows as `rag ingest` takes them, at most `limit` of each set and each text once.
 
     Their order is mixed, in the same way every time: each beginning of it is a sample of the whole, so that sizes
-    differ in number only.
+    differ in number only. Raises InputError for what is no set, and for two of one name.
     """
+    check_names(map(set_name, paths))
     rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    names: set[str] = set()
+    seen: dict[str, str] = {}
     for path in paths:
-        name = path.resolve().name.partition(".")[0]
-        if name in names:
-            raise BenchError(f"two of the sets are called {name}; rename one")
-        names.add(name)
-        for number, (document, title, text) in enumerate(_first_times(read_set(path), seen)):
-            if number == limit:
-                break
-            rows.append({"id": f"{name}/{document}", "title": title, "text": text, "metadata": {"tags": [name]}})
+        name = set_name(path)
+        documents = first_of_each_text(read_documents(path), seen, f"{name}/")
+        for document in islice(documents, limit):
+            row = {"id": f"{name}/{document.document_id}", "title": document.title, "text": document.text}
+            rows.append({**row, "metadata": {"tags": [name]}})
     random.Random(_SHUFFLE_SEED).shuffle(rows)
     return rows
-
-
-def _first_times(documents: Iterable[tuple[str, str, str]], seen: set[str]) -> Iterator[tuple[str, str, str]]:
-    for document in documents:
-        if document[2] not in seen:
-            seen.add(document[2])
-            yield document
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

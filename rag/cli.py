@@ -13,6 +13,7 @@ import click
 
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
+from rag.cli_eval import evaluation
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -192,6 +193,7 @@ def search(
 
 main.add_command(documents)
 main.add_command(collections)
+main.add_command(evaluation)
 
 
 @main.command()

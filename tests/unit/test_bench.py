@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from deployments.schemas import hit_body
-from eval.bench import compare, git_commit, ratio, rebuild_prompts, to_hit
+from eval.bench import compare, ratio, rebuild_prompts, to_hit
 from eval.bench_http import ask_rates, degraded, example_questions, stage_timings
 from eval.bench_service import BenchError, parse_steps, run_child, with_variables
 from eval.bench_tables import format_report, format_table
-from eval.hardware import TreeUse, describe_machine
+from eval.hardware import TreeUse, describe_machine, git_commit
 from eval.load import Load
 from rag.prompt import build_prompt
 from rag.step_settings import PromptSettings

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib.util
 import json
 import subprocess
@@ -14,8 +13,9 @@ import pytest
 
 from eval.bench_ingest import _wait_for_milvus, compare, format_report, goes_over_ray, parse_sizes
 from eval.bench_service import BenchError
-from eval.pool import Cut, cut_pool, pool_sets, read_set, write_cut, write_rows
+from eval.pool import Cut, cut_pool, pool_sets, write_cut, write_rows
 from rag.config import load_settings
+from rag.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,36 +40,6 @@ def count_words(text: str) -> int:
 # --- pooling ---
 
 
-def test_a_folder_in_beir_layout_is_read(tmp_path: Path) -> None:
-    assert list(read_set(make_beir(tmp_path / "set", ["one", " ", "세 번째"]))) == [
-        ("d0", "Title", "one"),
-        ("d2", "Title", "세 번째"),
-    ]
-
-
-def test_passages_of_a_packed_table_of_pairs_are_called_by_their_lines(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl.gz"
-    rows = [{"question": "q", "positive": "first"}, {"question": "q", "positive": None}, {"positive": "third"}]
-    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert list(read_set(path)) == [("1", "", "first"), ("3", "", "third")]
-
-
-def test_paragraphs_of_a_squad_file_are_documents(tmp_path: Path) -> None:
-    path = tmp_path / "squad.json"
-    path.write_text(json.dumps({"data": [{"title": "서울", "paragraphs": [{"context": "a"}, {"context": "b"}]}]}))
-    assert list(read_set(path)) == [("서울#0", "서울", "a"), ("서울#1", "서울", "b")]
-
-
-@pytest.mark.parametrize("content", ["no JSON", "[1]", '{"text": 3}'])
-def test_what_is_no_set_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "set.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(BenchError, match=r"set\.jsonl is not laid out"):
-        list(read_set(path))
-    with pytest.raises(BenchError, match="is not there"):
-        list(read_set(tmp_path))
-
-
 def test_a_text_is_pooled_once_and_the_order_is_mixed_but_fixed(tmp_path: Path) -> None:
     first = make_beir(tmp_path / "first", [f"a{number}" for number in range(40)])
     second = make_beir(tmp_path / "second", ["a0", *(f"b{number}" for number in range(40))])
@@ -89,7 +59,7 @@ def test_the_limit_counts_the_new_texts_of_each_set(tmp_path: Path) -> None:
 def test_two_sets_of_one_name_would_share_ids(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     paths = [make_beir(tmp_path / "set", ["a"]), make_beir(tmp_path / "other" / "set", ["b"])]
-    with pytest.raises(BenchError, match="called set"):
+    with pytest.raises(InputError, match="called set"):
         pool_sets(paths, None)
 
 
