@@ -34,54 +34,10 @@ _ENGLISH_DEFINITION = re.compile(
 _ENGLISH_MEANING = re.compile(r"(?P<subject>(?:[^\s,;:()]+ ){0,3}[^\s,;:()]+) means (?:to|that|a|an|the) ")
 _ARTICLE = re.compile(r"(?:The|A|An|To)(?= )")
 # What points elsewhere, or opens a clause: a question that starts so cannot stand alone.
-_ENGLISH_OPENERS = frozenset(
-    [
-        "it",
-        "this",
-        "that",
-        "these",
-        "those",
-        "he",
-        "she",
-        "they",
-        "we",
-        "you",
-        "i",
-        "there",
-        "here",
-        "what",
-        "which",
-        "who",
-        "if",
-        "when",
-        "while",
-        "where",
-        "each",
-        "every",
-        "all",
-        "some",
-        "both",
-        "one",
-        "another",
-        "such",
-        "then",
-        "its",
-        "their",
-        "his",
-        "her",
-        "our",
-        "your",
-        "my",
-        "and",
-        "but",
-        "so",
-        "in",
-        "for",
-        "with",
-        "as",
-        "how",
-        "by",
-    ]
+_ENGLISH_OPENERS = re.compile(
+    r"(?:it|this|that|these|those|he|she|they|we|you|i|there|here|what|which|who|if|when|while|where|each|every|all|some"
+    r"|both|one|another|such|then|its|their|his|her|our|your|my|and|but|so|in|for|with|as|how|by)\b(?!-)",
+    re.IGNORECASE,
 )
 _UNCLEAR = re.compile(
     r"\b(?:that|which|who|where|when|if|first|second|third|last|next|other|same|following)\b", re.IGNORECASE
@@ -101,7 +57,7 @@ _KOREAN_DEFINITION = re.compile(
 )
 _KOREAN_OPENERS = frozenset(["이", "그", "저", "이것", "그것", "저것", "여기", "거기", "이때", "이런", "그런", "다른"])
 # Where 은 and 는 end a verb that describes the noun to come, as in 살아 있는 동안, or follow another particle.
-_KOREAN_STEMS = re.compile(r"(?:[있없하되않같지오]|들어가|걸리|알리|에서|에|으로|까지|부터|[을를] .*)$")
+_KOREAN_STEMS = re.compile(r"(?:[있없하되않같지오]|들어가|걸리|알리|에서|에|으로|까지|부터|동안|때|[을를] .*)$")
 _KOREAN_COUNTERS = (
     "개월|개|명|번|분|초|시|일|주|월|년|글자|자|쪽|페이지|건|회|차례|배|대|원|달러|퍼센트|도|가지|줄|단계|살|세|층|곳|위|권|장|만|억"
     "|문장|청크|토큰"
@@ -232,7 +188,7 @@ def ask_heading(path: str, terms: Terms) -> str | None:
 
 
 def _opens_alone(sentence: str) -> bool:
-    return sentence.split()[0].lower().rstrip(",") not in _ENGLISH_OPENERS
+    return _ENGLISH_OPENERS.match(sentence) is None
 
 
 def _lower_article(subject: str) -> str:
