@@ -23,7 +23,7 @@ from rag.connect import open_store
 from rag.errors import InputError, StageError
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer
-from rag.types import Answer, Citation, GeneratedText, Message, Question
+from rag.types import Answer, Citation, GeneratedText, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,7 @@ async def answer_all(expected: Sequence[Expected], settings: Settings, models: M
             await store.aclose()
 
 
-def _no_llm(
-    messages: list[Message], *, model: str | None, max_tokens: int, temperature: float
-) -> AsyncIterator[GeneratedText]:
+def _no_llm(*_: object, **__: object) -> AsyncIterator[GeneratedText]:
     """See rag.types.Generate."""
     raise StageError("generate", "no LLM runs here")
 
