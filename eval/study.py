@@ -28,25 +28,36 @@ from rag.types import Hit
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 EXAMPLE_COLLECTION = "notebook_examples"
+_PLACE = ("rule", "source", "start_char", "end_char")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A question, and where its answer stands: `start_char:end_char` of the text of the document `source`."""
+    """A question, and where its answer stands: `start_char:end_char` of the text of the document `source`.
+
+    The answer of a heading's question is its whole chunk, that of the other rules one sentence.
+    """
 
     question: str
+    rule: str
     source: str
     start_char: int
     end_char: int
 
 
-def run_rag(*arguments: object) -> str:
-    """What `rag ARGUMENTS` prints, with this process's settings. Raises InputError with its message when it fails."""
+def run_rag(*arguments: object, **variables: object) -> str:
+    """What `rag ARGUMENTS` prints, with this process's settings and `variables` beside them.
+
+    Raises InputError with the command's message when it fails.
+    """
+    settings = [f"{name}={value}" for name, value in variables.items()]
     words = [str(argument) for argument in arguments]
-    print("$ rag", *words)
-    ended = subprocess.run([sys.executable, "-m", "rag.cli", *words], capture_output=True, text=True, check=False)
+    shown = " ".join([*settings, "rag", *words])
+    print("$", shown)
+    command = ["env", *settings, sys.executable, "-m", "rag.cli", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise InputError(f"rag {' '.join(words)} ended with {ended.returncode}: {ended.stderr}")
+        raise InputError(f"{shown} ended with {ended.returncode}: {ended.stderr}")
     return ended.stdout
 
 
@@ -68,18 +79,11 @@ def make_set(corpus: Path, questions: int) -> Path:
 
 
 def read_places(folder: Path) -> dict[str, Place]:
-    """Query id -> place, of the questions that `rag eval generate` took from one sentence.
-
-    A heading's answer is a whole chunk, which no smaller one could hold. Raises InputError for a set without places.
-    """
+    """Query id -> place, of a set that `rag eval generate` made. Raises InputError for one without places."""
     try:
         with (folder / "queries.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        found = {
-            row["_id"]: Place(row["text"], facts["source"], facts["start_char"], facts["end_char"])
-            for row in rows
-            if (facts := row["metadata"])["rule"] != "heading"
-        }
+        found = {row["_id"]: Place(row["text"], **{name: row["metadata"][name] for name in _PLACE}) for row in rows}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{folder} does not say where its answers stand ({type(error).__name__}: {error}); "
