@@ -6,7 +6,8 @@
                 "질문은 최대 16개까지 처리합니다."          -> "질문은 최대 몇 개까지 처리합니까?"
     heading     a section's heading, where it asks or has two terms at least
 
-A fact's number is masked where it stands, so that the question needs no parser and cannot ask for something else.
+A fact's number is masked where it stands, so that the question needs no parser and cannot ask for something else; of an
+English sentence only the clause with the number is asked, since every word more makes the chunk easier to find.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Rule = Literal["definition", "fact", "heading"]
 Terms = Callable[[str], list[str]]
 
 MIN_CHARS, MAX_CHARS = 15, 300  # of a sentence: a shorter one says too little, a longer one is a table or a list
+MIN_CLAUSE_CHARS = 30
 MIN_HEADING_TERMS = 2
 
 _ENGLISH_DEFINITION = re.compile(
@@ -50,6 +52,9 @@ _COUNTED = re.compile(
     r"(?:(?!(?:and|or|to|in|of|on|at|by|for|from|with|are|the|if|when|after|before|per|but|than|while|until)\b)"
     r"[a-z]+ )?[a-z]+s\b"
 )
+
+# Where a clause ends that can be left out: another one with a subject of its own, a reason, an example.
+_JOINT = re.compile(r"; |: |, (?:(?:and|but) (?=the |a |an )|(?=so that|so |because|since|which|while|for example))")
 
 _KOREAN_DEFINITION = re.compile(
     r"(?P<subject>(?:[^\s,.]+ ){0,4}[^\s,.]{2,}?)(?P<particle>이란|란|은|는) .+(?:이다|입니다|[말뜻]한다|[말뜻]합니다"
@@ -139,12 +144,25 @@ def mask_fact(sentence: str) -> tuple[str, str, str] | None:
 
 def _mask_english_fact(sentence: str) -> tuple[str, str, str] | None:
     numbers = [found for found in _ENGLISH_NUMBER.finditer(sentence) if found[0].count(".") < 2]  # no addresses
-    if not numbers or not _opens_alone(sentence) or numbers[-1].start() == 0:
+    if not numbers or not _opens_alone(sentence):
         return None
+    first, last = _clause(sentence, numbers[-1].start())
     start, end = numbers[-1].span()
+    if start == first:
+        return None
     counted = _COUNTED.match(sentence, end)
-    question = f"{sentence[:start]}{'how many' if counted else 'what'}{sentence[end:].rstrip('.')}?"
-    return question, sentence[start:end], sentence[:start] + sentence[end:]
+    before, after = sentence[first:start], sentence[end:last].rstrip(".")
+    question = f"{before}{'how many' if counted else 'what'}{after}?"
+    return question[0].upper() + question[1:], sentence[start:end], before + after
+
+
+def _clause(sentence: str, place: int) -> Span:
+    """The span of the clause around a place; the sentence's where the clause is short or points elsewhere."""
+    joints = list(_JOINT.finditer(sentence))
+    first = max((joint.end() for joint in joints if joint.end() <= place), default=0)
+    last = min((joint.start() for joint in joints if joint.start() > place), default=len(sentence))
+    clause = sentence[first:last]
+    return (first, last) if len(clause) >= MIN_CLAUSE_CHARS and _opens_alone(clause) else (0, len(sentence))
 
 
 def _mask_korean_fact(sentence: str) -> tuple[str, str, str] | None:

@@ -65,6 +65,12 @@ def test_what_defines_nothing_or_points_elsewhere_is_not_asked_for(sentence: str
         ("Usage grew by 12% a year.", "Usage grew by how many% a year?", "12"),
         ("The service listens on port 8000.", "The service listens on port what?", "8000"),
         ("A wrong body has status 422 and a detail.", "A wrong body has status what and a detail?", "422"),
+        (
+            "The gpu profile writes 512 tokens, and the embedded profile writes at most 64 tokens, since it is small.",
+            "The embedded profile writes at most how many tokens?",
+            "64",
+        ),
+        ("Two ways lead there: it takes 5 minutes.", "Two ways lead there: it takes how many minutes?", "5"),
         ("질문은 최대 16개까지 처리합니다.", "질문은 최대 몇 개까지 처리합니까?", "16"),
         ("질문은 최대 4,000자까지 처리한다.", "질문은 최대 몇 자까지 처리하는가?", "4,000"),
         ("응답은 3초 안에 왔다.", "응답은 몇 초 안에 왔는가?", "3"),
@@ -97,7 +103,7 @@ def test_the_claim_of_a_fact_is_the_sentence_without_its_number() -> None:
     assert mask_fact("The queue holds 32 questions.") == (
         "The queue holds how many questions?",
         "32",
-        "The queue holds  questions.",
+        "The queue holds  questions",
     )
 
 
