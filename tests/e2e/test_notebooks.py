@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "eval" / "notebooks").glob("*.ipynb"))
-DOCUMENTS = ("glossary.md", "faq.md", "faq-ko.html", "operations-ko.md")
+DOCUMENTS = ("glossary.md", "faq.md", "operations-ko.md", "troubleshooting.md")
 # Behind the cell that is tagged `parameters`, as papermill has it.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "1_retrieval": {"DEPTHS": (5, 20)},
