@@ -20,16 +20,16 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "eval" / "notebooks").glob("*.ipynb"))
-DOCUMENTS = ("glossary.md", "faq.md", "operations-ko.md", "troubleshooting.md")
+DOCUMENTS = ("glossary.md", "faq.md", "operations-ko.md")
 # Behind the cell that is tagged `parameters`, as papermill has it.
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "1_retrieval": {"DEPTHS": (5, 20)},
-    "2_tuning": {"CHUNK_TOKENS": (50, 200), "DEPTHS": (5, 20)},
+    "1_retrieval": {"DEPTHS": (3, 8)},
+    "2_tuning": {"CHUNK_TOKENS": (50, 200), "DEPTHS": (3, 8)},
     "3_errors": {"WORST": 5},
     "4_answers": {"HELD_OUT": 2},
 }
 PLOTS = {"1_retrieval": 3, "2_tuning": 3, "3_errors": 2, "4_answers": 2}
-QUESTIONS = 20
+QUESTIONS = 12
 PNG = b"\x89PNG\r\n\x1a\n"
 MIN_PNG_BYTES = 5_000  # an empty pair of axes has less
 
