@@ -1,4 +1,4 @@
-"""`rag eval`: numbers about retrieval, and comparisons of them."""
+"""`rag eval`: numbers about retrieval, sets to measure it with, and comparisons of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON do
 
 @click.group("eval")
 def evaluation() -> None:
-    """Measure retrieval over labelled data sets; compare two measurements."""
+    """Measure retrieval over labelled data sets, or over one made from a collection; compare two measurements."""
 
 
 def _split_stages(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -105,6 +105,36 @@ def retrieval_command(
     else:
         click.echo(format_report(report), nl=False)
     say(f"report: {out}")
+
+
+@evaluation.command("generate")
+@settings_options
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--collection", default="default", show_default=True)
+@click.option("--questions", type=click.IntRange(min=1), default=200, show_default=True, help="How many at most.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one draws other chunks.")
+@click.option(
+    "--depth",
+    type=click.IntRange(1, 200),
+    default=20,
+    show_default=True,
+    help="A question's chunk has to be in so many hits of lexical or dense search.",
+)
+@_json_option
+@click.pass_context
+@edge
+def generate_command(
+    context: click.Context, folder: Path, collection: str, questions: int, seed: int, depth: int, as_json: bool
+) -> None:
+    """Write FOLDER, a labelled set in BEIR layout: questions by rules from a collection's own chunks."""
+    check_libraries(*_MEASURES)
+    from eval.generate import format_outcome, generate_set
+
+    report = generate_set(folder, read_settings(context), collection, count=questions, seed=seed, depth=depth, say=say)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(format_outcome(report), nl=False)
 
 
 @evaluation.command("compare")
