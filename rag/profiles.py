@@ -18,7 +18,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "candidates": 16,
             "calibration": {"midpoint": 0.48, "slope": 20.0},
         },
-        "evidence": {"min_rerank": 0.5},
+        "evidence": {},
         "prompt": {"passage_tokens": 300, "history_tokens": 200},
         "grounding": {"reader": "weak", "min_support": 0.7, "max_score_gap": 0.05, "max_sentences": 1},
         "generator": {
