@@ -197,7 +197,8 @@ def make_settings(reader: str = "strong", **overrides: Any) -> Settings:
         "embedder": {"languages": None},
         "reranker": {"languages": None, "calibration": None, "blend": 1.0},
         "generator": {"languages": None},
-        "evidence": {"min_rerank": 0.4},
+        # On the rerank scale the confidence is the score itself.
+        "evidence": {"min_confidence": 0.4, "scales": {"rerank": {"intercept": 0.0, "weights": {"rerank": 1.0}}}},
         "grounding": {"reader": reader, "max_score_gap": 0.3 if reader == "weak" else None, "max_sentences": None},
     }
     for name, given in overrides.items():
