@@ -37,6 +37,8 @@ from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScal
 
 FOLDS = 5
 SEED = 0
+# With the shipped gate 0.9 would answer 84 % of the questions whose passages hold the answer, this 95 %.
+PRECISION = 0.88
 REPORT, TABLES, PLOT, CALIBRATION = "report.json", "report.txt", "reliability.png", "calibration.json"
 
 
@@ -127,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("datasets", nargs="+", metavar="DATASET")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--profile", default="embedded")
-    parser.add_argument("--precision", type=float, default=0.9, help="of the answered questions (default: 0.9)")
+    parser.add_argument(
+        "--precision", type=float, default=PRECISION, help=f"of the answered questions (default: {PRECISION})"
+    )
     parser.add_argument("--questions", type=int, default=1000, help="of each set at most (default: 1000)")
     parser.add_argument("--articles", type=int, default=50, help="of each set at most (default: 50)")
     parser.add_argument("--seed", type=int, default=SEED, help="which questions and articles (default: 0)")

@@ -119,7 +119,7 @@ def draw_gate(report: Mapping[str, Any], path: Path) -> None:
         line = reliable.plot(confidence, holds, label=one["scale"])
         every = sum(each["questions"] for each in bins)
         sizes = [10 + 200 * each["questions"] / every for each in bins]
-        reliable.scatter(confidence, holds, sizes, line[0].get_color())
+        reliable.scatter(confidence, holds, sizes, color=line[0].get_color())
         curve = np.array(one["risk_by_coverage"])
         risky.plot(curve[:, 0], curve[:, 1], color=line[0].get_color(), label=one["scale"])
         risky.plot(one["threshold"]["coverage"], 1 - one["threshold"]["precision"], "o", color=line[0].get_color())

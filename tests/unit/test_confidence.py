@@ -62,7 +62,7 @@ def test_the_lowest_threshold_that_keeps_the_precision(precision: float, thresho
 
 
 def test_a_precision_that_nothing_reaches_is_refused() -> None:
-    with pytest.raises(ValueError, match="no threshold reaches a precision of 0.9; the best is 0.500"):
+    with pytest.raises(ValueError, match=r"no threshold reaches a precision of 0\.9; the best is 0\.500"):
         threshold_for(np.array([0.5, 0.5]), np.array([True, False]), np.ones(2), 0.9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from eval.gate import apply_calibration, fit_gate, fit_scale, held_back_confidence, measure_gate
 from eval.gate_samples import Sample, Samples, left_out
 from eval.questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
+from rag.config import load_settings
 from rag.errors import InputError
-from rag.evidence import scale_of
+from rag.evidence import FEATURES, scale_of
 from rag.step_settings import EvidenceSettings
 from rag.types import Chunk, Hit, Scores
 
@@ -160,3 +162,16 @@ def test_what_cannot_be_fitted_or_measured_is_refused() -> None:
         fit_scale(Samples(tuple(one for one in samples.rows if one.holds)), ["rerank"])
     with pytest.raises(InputError, match="not calibrated"):
         measure_gate(samples.rows, EvidenceSettings(min_confidence=0.5))
+
+
+def test_the_embedded_profile_ships_a_gate_for_every_scale_with_its_plot() -> None:
+    evidence = load_settings(profile="embedded").evidence
+    assert evidence.min_confidence is not None
+    assert {scale: set(one.weights) for scale, one in evidence.scales.items()} == {
+        scale: set(features) for scale, features in FEATURES.items()
+    }
+    assert files("rag").joinpath("gate", "embedded.png").is_file()
+
+
+def test_the_gpu_profiles_models_have_no_gate_yet() -> None:
+    assert load_settings(profile="gpu").evidence == EvidenceSettings()
