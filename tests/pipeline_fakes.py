@@ -14,6 +14,7 @@ from rag.config import Settings, load_settings
 from rag.filters import Filter
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
+from rag.step_settings import EvidenceSettings
 from rag.types import (
     Chunk,
     Generate,
@@ -203,4 +204,6 @@ def make_settings(reader: str = "strong", **overrides: Any) -> Settings:
     }
     for name, given in overrides.items():
         groups[name] = {**groups.get(name, {}), **given}
-    return load_settings(profile="embedded", **groups)
+    settings = load_settings(profile="embedded", **groups)
+    # The profile's own gate, which would fill in the other scales, is fitted to its models and not to the fakes.
+    return settings.model_copy(update={"evidence": EvidenceSettings.model_validate(groups["evidence"])})
