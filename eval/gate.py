@@ -4,8 +4,9 @@
     python -m eval.gate measure DATASET... --out DIR    the settings' own gate, on sets that it was not fitted on
 
 DATASET is what `rag eval retrieval` takes; each is ingested into a store of its own. Its questions are asked as they
-are, and some with an answer once more while their article is hidden (eval.questions). Passages hold the answer when
-a relevant document is among them. The scales of stages left out are measured on the same hits, without those scores.
+are, and some with an answer once more while their article is hidden (eval.gate_questions). Passages hold the answer
+when a relevant document is among them. The scales of stages left out are measured on the same hits, without those
+scores.
 
 The kinds of questions weigh as MIX says, on each scale, whatever their numbers are: how many of the questions have an
 answer is a choice, and confidence, precision and coverage are of that mix.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.dataset import Dataset
-from eval.questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
+from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
 from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, search_steps
 from ingest.fingerprint import index_fingerprint
 from rag.analyze import terms

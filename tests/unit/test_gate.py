@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from eval.gate import apply_calibration, fit_gate, fit_scale, held_back_confidence, measure_gate
+from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
 from eval.gate_samples import Sample, Samples, left_out
-from eval.questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
 from rag.config import load_settings
 from rag.errors import InputError
 from rag.evidence import FEATURES, scale_of
