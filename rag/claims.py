@@ -144,17 +144,27 @@ def contradiction(
     a negated question may be answered either way.
     opposite: the quote does not say the opposite word (minimum for maximum) in its stead.
     """
-    if not all(is_backed(number, quote.mentioned) for number in sentence.numbers):
+    if missing_numbers(sentence, quote):
         return "number"
-    place = _fold(f"{quote.text}\n{label}\n{question.text}")
-    known = frozenset(_LATIN_WORD.findall(place))
-    if not all(_stands_in(name, place, known) for name in sentence.names):
+    if missing_names(sentence.names, f"{quote.text}\n{label}\n{question.text}"):
         return "name"
     if sentence.nouns - quote.terms - question.terms - passage_terms:
         return "name"
     if _negation_differs(sentence, quote, question):
         return "negation"
     return "opposite" if _says_opposite(sentence.text, quote.text) else None
+
+
+def missing_numbers(claims: Claims, evidence: Claims) -> frozenset[Quantity]:
+    """The numbers claimed that the evidence does not mention with their unit."""
+    return frozenset(number for number in claims.numbers if not is_backed(number, evidence.mentioned))
+
+
+def missing_names(names: frozenset[str], text: str) -> frozenset[str]:
+    """The names, as Claims has them, that stand in a text neither as they are nor in a near form."""
+    place = _fold(text)
+    known = frozenset(_LATIN_WORD.findall(place))
+    return frozenset(name for name in names if not _stands_in(name, place, known))
 
 
 def _names(text: str) -> Iterator[str]:

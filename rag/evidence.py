@@ -1,13 +1,34 @@
-"""Is there enough evidence to answer? A calibrated score decides between an answer and an abstention. Pure."""
+"""Is there enough evidence to answer? A calibrated confidence decides between an answer and an abstention. Pure.
+
+Features of the question and its passages become the chance that the passages hold the answer, by a logistic
+regression that `python -m eval.gate fit` fits for each scale that scores may be on:
+
+    rerank    the reranker read question and passages
+    words     it does not understand the question, so that a passage's score is the share of the question's words in it
+    dense     the reranker was left out: cosine similarity
+    lexical   so was dense search: BM25, whose values mean nothing across questions
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rag.step_settings import EvidenceSettings
-from rag.types import Hit
+from rag.claims import Claims, Terms, missing_names, missing_numbers, read_claims
+from rag.step_settings import EvidenceFeature, EvidenceScale, EvidenceSettings
+from rag.types import Hit, SplitSentences
+
+# What a scale's regression may use: never a score that hits of this scale need not have.
+FEATURES: Mapping[EvidenceScale, tuple[EvidenceFeature, ...]] = {
+    "rerank": ("rerank", "names", "numbers", "negation"),
+    "words": ("coverage",),
+    "dense": ("dense", "coverage", "names", "numbers", "negation"),
+    "lexical": ("coverage", "names", "numbers", "negation"),
+}
+# Keeps log odds finite: no score is surer than this.
+_SUREST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +40,89 @@ class Verdict:
     confidence: float | None = None
 
 
-def judge_evidence(hits: Sequence[Hit], settings: EvidenceSettings) -> Verdict:
-    """Abstain without hits (`no_documents`), or when the best hit is below its scale's threshold (`no_evidence`).
+def judge_evidence(
+    question: str,
+    hits: Sequence[Hit],
+    settings: EvidenceSettings,
+    *,
+    understood: bool,
+    split: SplitSentences,
+    terms: Terms,
+) -> Verdict:
+    """Abstain without hits (`no_documents`), or with less confidence than `settings.min_confidence` (`no_evidence`).
 
-    The rerank threshold judges rerank scores only. Where the hits have none (the stage was left out) or that threshold
-    is not set, the dense threshold judges dense scores. Where no scale has both, the evidence cannot be judged: answer.
-    A score equal to its threshold is enough.
+    `hits` are the passages, best first; `understood`: whether the reranker reads the question's language. Only the
+    calibration of the hits' own scale judges; where it has none, the evidence cannot be judged: answer. A confidence
+    equal to the threshold is enough.
     """
     if not hits:
         return Verdict("abstain", "no_documents")
-    scales = (
-        (settings.min_rerank, [hit.scores.rerank for hit in hits]),
-        (settings.min_dense, [hit.scores.dense for hit in hits]),
-    )
-    for threshold, scores in scales:
-        best = max((score for score in scores if score is not None), default=None)
-        if threshold is None or best is None:
-            continue
-        confidence = min(max(best, 0.0), 1.0)
-        if best >= threshold:
-            return Verdict("answer", confidence=confidence)
-        return Verdict("abstain", "no_evidence", confidence)
-    return Verdict("answer")
+    confidence = confidence_of(question, hits, settings, understood=understood, split=split, terms=terms)
+    if confidence is None or settings.min_confidence is None or confidence >= settings.min_confidence:
+        return Verdict("answer", confidence=confidence)
+    return Verdict("abstain", "no_evidence", confidence)
+
+
+def confidence_of(
+    question: str,
+    hits: Sequence[Hit],
+    settings: EvidenceSettings,
+    *,
+    understood: bool,
+    split: SplitSentences,
+    terms: Terms,
+) -> float | None:
+    """The chance (0..1) that the hits, one at least, hold the answer; None where their scale is not calibrated."""
+    calibration = settings.scales.get(scale_of(hits, understood=understood))
+    if calibration is None:
+        return None
+    features = read_features(question, hits, split=split, terms=terms)
+    log_odds = calibration.intercept + sum(weight * features[name] for name, weight in calibration.weights.items())
+    # The logistic function by tanh, which no steep slope makes overflow.
+    return 0.5 + 0.5 * math.tanh(0.5 * log_odds)
+
+
+def scale_of(hits: Sequence[Hit], *, understood: bool) -> EvidenceScale:
+    """The scale that the hits are on; see the module. `understood`: whether the reranker reads the question."""
+    if any(hit.scores.rerank is not None for hit in hits):
+        return "rerank" if understood else "words"
+    return "dense" if any(hit.scores.dense is not None for hit in hits) else "lexical"
+
+
+def read_features(
+    question: str, hits: Sequence[Hit], *, split: SplitSentences, terms: Terms
+) -> dict[EvidenceFeature, float]:
+    """What the gate knows of a question and its passages, best first, one at least.
+
+    rerank      log odds of the best rerank score, 0 without any
+    dense       the best cosine similarity, 0 without any
+    coverage    the largest share of the question's distinct terms that one passage holds, 0..1
+    names       how many of the question's names are neither in the first passage nor in its heading and title
+    numbers     how many of the question's numbers the first passage does not mention
+    negation    1 where the question negates and the passages' sentence that shares most terms with it does not
+    """
+    asked = read_claims(question, terms)
+    first = hits[0].chunk.text
+    held = [frozenset(terms(f"{hit.chunk.heading}\n{hit.chunk.text}")) for hit in hits]
+    shared = max(len(asked.terms & one) for one in held)
+    label = f"{hits[0].chunk.heading}\n{hits[0].title}"
+    return {
+        "rerank": _log_odds(max((hit.scores.rerank for hit in hits if hit.scores.rerank is not None), default=0.5)),
+        "dense": max((hit.scores.dense for hit in hits if hit.scores.dense is not None), default=0.0),
+        "coverage": shared / len(asked.terms) if asked.terms else 0.0,
+        "names": float(len(missing_names(asked.names, f"{first}\n{label}"))),
+        "numbers": float(len(missing_numbers(asked, read_claims(first, terms)))),
+        "negation": float(asked.negated and not _nearest(asked, hits, split, terms).negated),
+    }
+
+
+def _nearest(asked: Claims, hits: Sequence[Hit], split: SplitSentences, terms: Terms) -> Claims:
+    """The claims of the sentence that shares most terms with the question; of several the first."""
+    texts = (hit.chunk.text[start:end] for hit in hits for start, end in split(hit.chunk.text))
+    nearest = max(texts, key=lambda text: len(asked.terms & frozenset(terms(text))), default="")
+    return read_claims(nearest, terms)
+
+
+def _log_odds(score: float) -> float:
+    within = min(max(score, _SUREST), 1 - _SUREST)
+    return math.log(within / (1 - within))

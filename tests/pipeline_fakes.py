@@ -14,6 +14,7 @@ from rag.config import Settings, load_settings
 from rag.filters import Filter
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
+from rag.step_settings import EvidenceSettings
 from rag.types import (
     Chunk,
     Generate,
@@ -197,9 +198,12 @@ def make_settings(reader: str = "strong", **overrides: Any) -> Settings:
         "embedder": {"languages": None},
         "reranker": {"languages": None, "calibration": None, "blend": 1.0},
         "generator": {"languages": None},
-        "evidence": {"min_rerank": 0.4},
+        # On the rerank scale the confidence is the score itself.
+        "evidence": {"min_confidence": 0.4, "scales": {"rerank": {"intercept": 0.0, "weights": {"rerank": 1.0}}}},
         "grounding": {"reader": reader, "max_score_gap": 0.3 if reader == "weak" else None, "max_sentences": None},
     }
     for name, given in overrides.items():
         groups[name] = {**groups.get(name, {}), **given}
-    return load_settings(profile="embedded", **groups)
+    settings = load_settings(profile="embedded", **groups)
+    # The profile's own gate, which would fill in the other scales, is fitted to its models and not to the fakes.
+    return settings.model_copy(update={"evidence": EvidenceSettings.model_validate(groups["evidence"])})

@@ -1,20 +1,51 @@
-"""The evidence gate: which scale judges, and what happens at its threshold."""
+"""The evidence gate: which scale judges, what it reads of question and passages, what happens at the threshold."""
+
+from __future__ import annotations
+
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rag.evidence import Verdict, judge_evidence
-from rag.step_settings import EvidenceSettings
-from rag.types import Chunk, Hit, Scores
+from rag.evidence import FEATURES, Verdict, judge_evidence, read_features, scale_of
+from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings
+from rag.types import Chunk, Hit, Scores, Span
+
+STOP_WORDS = {"is", "not", "a", "the"}
 
 
-def hit(rerank: float | None = None, dense: float | None = None, fused: float | None = None) -> Hit:
-    scores = Scores(dense=dense, fused=fused, rerank=rerank)
-    return Hit(Chunk("c", "d", "r", 0, "text", 0, 4), "Title", "s.md", 0.0, scores)
+def terms(text: str) -> list[str]:
+    return [word for word in (each.strip("?.,").lower() for each in text.split()) if word not in STOP_WORDS]
 
 
-BOTH = EvidenceSettings(min_rerank=0.5, min_dense=0.3)
-RERANK_ONLY = EvidenceSettings(min_rerank=0.5)
-NONE = EvidenceSettings()
+def split(text: str) -> list[Span]:
+    """Sentences by their full stops."""
+    ends = [index + 1 for index, char in enumerate(text) if char == "."]
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def hit(
+    rerank: float | None = None,
+    dense: float | None = None,
+    fused: float | None = None,
+    text: str = "text",
+    title: str = "Title",
+) -> Hit:
+    return Hit(Chunk("c", "d", "r", 0, text, 0, len(text)), title, "s.md", 0.0, Scores(dense, None, fused, rerank))
+
+
+def calibration(feature: EvidenceFeature, intercept: float = 0.0, weight: float = 1.0) -> EvidenceCalibration:
+    return EvidenceCalibration(intercept=intercept, weights={feature: weight})
+
+
+# With weight 1 on the log odds a confidence is the rerank score itself; dense: log odds 10 * (cosine - 0.3).
+RERANK: dict[EvidenceScale, EvidenceCalibration] = {"rerank": calibration("rerank")}
+DENSE: dict[EvidenceScale, EvidenceCalibration] = {"dense": calibration("dense", -3.0, 10.0)}
+BOTH = EvidenceSettings(min_confidence=0.5, scales=RERANK | DENSE)
+RERANK_ONLY = EvidenceSettings(min_confidence=0.5, scales=RERANK)
+NONE = EvidenceSettings(min_confidence=0.5)
+NO_THRESHOLD = EvidenceSettings(scales=RERANK)
 
 
 def answer(confidence: float | None) -> Verdict:
@@ -31,22 +62,90 @@ CASES = {
     "below": ([hit(rerank=0.4999)], BOTH, abstain(0.4999)),
     "best_of_all_counts": ([hit(rerank=0.1), hit(rerank=0.8), hit()], BOTH, answer(0.8)),
     "rerank_judges_alone_when_it_ran": ([hit(rerank=0.4, dense=0.9)], BOTH, abstain(0.4)),
-    "dense_judges_when_rerank_was_left_out": ([hit(dense=0.4)], BOTH, answer(0.4)),
-    "rerank_threshold_never_judges_dense": ([hit(dense=0.4)], RERANK_ONLY, answer(None)),
-    "dense_below": ([hit(dense=0.2, fused=0.9)], BOTH, abstain(0.2)),
-    "dense_judges_without_a_rerank_threshold": (
-        [hit(rerank=0.1, dense=0.4)],
-        EvidenceSettings(min_dense=0.3),
-        answer(0.4),
+    "dense_judges_when_rerank_was_left_out": ([hit(dense=0.3)], BOTH, answer(0.5)),
+    "rerank_calibration_never_judges_dense": ([hit(dense=0.1)], RERANK_ONLY, answer(None)),
+    "dense_below": ([hit(dense=0.2, fused=0.9)], BOTH, abstain(1 / (1 + math.e))),
+    "dense_calibration_never_judges_rerank": (
+        [hit(rerank=0.1, dense=0.1)],
+        EvidenceSettings(min_confidence=0.5, scales=DENSE),
+        answer(None),
     ),
-    "lexical_hits_only_cannot_be_judged": ([hit(fused=0.1)], BOTH, answer(None)),
-    "no_threshold": ([hit(rerank=0.01, dense=0.01)], NONE, answer(None)),
-    "confidence_stays_within_0_and_1": ([hit(dense=-0.4)], EvidenceSettings(min_dense=-0.5), answer(0.0)),
+    "lexical_hits_only_cannot_be_judged_by_others": ([hit(fused=0.1)], BOTH, answer(None)),
+    "no_calibration": ([hit(rerank=0.01, dense=0.01)], NONE, answer(None)),
+    "no_threshold_answers_with_its_confidence": ([hit(rerank=0.25)], NO_THRESHOLD, answer(0.25)),
     "no_hits": ([], BOTH, Verdict("abstain", "no_documents", None)),
-    "no_hits_and_no_threshold": ([], NONE, Verdict("abstain", "no_documents", None)),
+    "no_hits_and_no_calibration": ([], NONE, Verdict("abstain", "no_documents", None)),
 }
+
+
+def judge(hits: list[Hit], settings: EvidenceSettings, *, understood: bool = True) -> Verdict:
+    return judge_evidence("Which port?", hits, settings, understood=understood, split=split, terms=terms)
 
 
 @pytest.mark.parametrize(("hits", "settings", "expected"), CASES.values(), ids=CASES.keys())
 def test_verdict(hits: list[Hit], settings: EvidenceSettings, expected: Verdict) -> None:
-    assert judge_evidence(hits, settings) == expected
+    given = judge(hits, settings)
+    assert (given.decision, given.reason) == (expected.decision, expected.reason)
+    assert given.confidence == pytest.approx(expected.confidence)
+
+
+def test_scores_of_shared_words_are_a_scale_of_their_own() -> None:
+    assert judge([hit(rerank=0.1)], BOTH, understood=False) == answer(None)
+    words = EvidenceSettings(min_confidence=0.5, scales=RERANK | {"words": calibration("coverage", -2.0, 4.0)})
+    assert judge([hit(rerank=0.1, text="which port")], words, understood=False).confidence == pytest.approx(
+        1 / (1 + math.exp(-2.0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "understood", "scale"),
+    [
+        ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, "rerank"),
+        ([hit(rerank=0.5)], False, "words"),
+        ([hit(fused=0.1), hit(dense=0.5)], True, "dense"),
+        ([hit(fused=0.1)], True, "lexical"),
+    ],
+)
+def test_the_scale_is_of_the_best_stage_that_gave_scores(hits: list[Hit], understood: bool, scale: str) -> None:
+    assert scale_of(hits, understood=understood) == scale
+
+
+PASSAGE = "The service listens on port 8000. Berlin is not served."
+
+
+@pytest.mark.parametrize(
+    ("question", "feature", "value"),
+    [
+        pytest.param("Which port has Berlin?", "names", 0.0, id="name_in_the_passage"),
+        pytest.param("Which port has the Title?", "names", 0.0, id="name_in_the_title"),
+        pytest.param("Which port has Paris or Rome?", "names", 2.0, id="two_names_nowhere"),
+        pytest.param("Is 8000 a port?", "numbers", 0.0, id="number_in_the_passage"),
+        pytest.param("Is 9000 a port?", "numbers", 1.0, id="number_nowhere"),
+        pytest.param("Which port is not open?", "negation", 1.0, id="nearest_sentence_affirms"),
+        pytest.param("Which city is not served?", "negation", 0.0, id="nearest_sentence_negates"),
+        pytest.param("Which city is served?", "negation", 0.0, id="the_question_affirms"),
+        pytest.param("port 8000 zebra quagga", "coverage", 0.5, id="half_of_the_terms"),
+        pytest.param("", "coverage", 0.0, id="no_terms"),
+        pytest.param("Which port?", "rerank", math.log(3), id="log_odds_of_three_quarters"),
+        pytest.param("Which port?", "dense", 0.6, id="best_cosine"),
+    ],
+)
+def test_feature(question: str, feature: EvidenceFeature, value: float) -> None:
+    hits = [hit(0.75, 0.2, text=PASSAGE), hit(0.25, 0.6, text="Nothing. At all.")]
+    assert read_features(question, hits, split=split, terms=terms)[feature] == pytest.approx(value)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_better_score_never_lowers_the_confidence(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    settings = EvidenceSettings(min_confidence=0.5, scales=RERANK)
+    below, above = (judge([hit(rerank=score)], settings).confidence for score in (low, high))
+    assert below is not None
+    assert above is not None
+    assert 0 <= below <= above <= 1
+
+
+def test_no_scale_uses_a_score_that_its_hits_need_not_have() -> None:
+    assert "dense" not in FEATURES["rerank"]
+    assert not {"rerank", "dense"} & {*FEATURES["words"], *FEATURES["lexical"]}
+    assert "rerank" not in FEATURES["dense"]

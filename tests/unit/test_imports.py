@@ -59,7 +59,7 @@ RAG = {
     "embedded_store": {"errors"},
     "models": EVERY_STEP | {"cpu"},
     "fuse": EVERY_STEP,
-    "evidence": EVERY_STEP,
+    "evidence": EVERY_STEP | {"claims"},
     "prompt": EVERY_STEP,
     "sentences": {"types"},
     "quantities": set[str](),

@@ -62,7 +62,7 @@ async def test_facts_about_the_answer_are_filled_in() -> None:
     assert given.index_version
     assert given.model == settings.generator.model_id
     assert given.usage == FINISHED.usage
-    assert given.confidence == 1.0
+    assert given.confidence == pytest.approx(1.0, abs=1e-5)
     assert given.prompt_hash
     assert {hit.chunk.chunk_id for hit in given.hits} >= {"ports.md:1"}
 
@@ -272,7 +272,7 @@ async def test_without_hits_there_are_no_documents() -> None:
 async def test_hits_below_the_threshold_are_no_evidence() -> None:
     llm = says(RIGHT)
     question = Question("Who won the football championship in Paris?")
-    given = await answer_of(question, make_steps(llm), make_settings(evidence={"min_rerank": 0.4}))
+    given = await answer_of(question, make_steps(llm), make_settings(evidence={"min_confidence": 0.4}))
     assert (given.status, given.reason) == ("abstained", "no_evidence")
     assert given.confidence is not None
     assert given.confidence < 0.4

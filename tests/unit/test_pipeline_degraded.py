@@ -37,8 +37,8 @@ DOWN = StageError("generate", "the engine is gone")
 @pytest.mark.parametrize(
     "score", [WordScorer(StageError("rerank", "down")), late(5.0)], ids=["reranker_down", "reranker_late"]
 )
-async def test_without_the_reranker_its_threshold_judges_nothing(score: Any) -> None:
-    settings = make_settings(evidence={"min_rerank": 1.0}, deadlines={"rerank_s": 0.1, "ground_s": 0.1})
+async def test_without_the_reranker_its_calibration_judges_nothing(score: Any) -> None:
+    settings = make_settings(evidence={"min_confidence": 1.0}, deadlines={"rerank_s": 0.1, "ground_s": 0.1})
     given = await answer_of(PORT, make_steps(says(RIGHT), make_search(score=score)), settings)
     assert given.status == "answered"
     assert given.answer == f"{RIGHT} [{given.citations[0].marker}]"
@@ -48,10 +48,11 @@ async def test_without_the_reranker_its_threshold_judges_nothing(score: Any) -> 
     assert all(hit.scores.rerank is None for hit in given.hits)
 
 
-async def test_without_the_reranker_the_dense_threshold_judges() -> None:
+async def test_without_the_reranker_the_dense_calibration_judges() -> None:
     search = make_search(score=WordScorer(StageError("rerank", "down")))
     question = Question("Who won the football championship in Paris?")
-    given = await answer_of(question, make_steps(says(RIGHT), search), make_settings(evidence={"min_dense": 0.9}))
+    scales = {"dense": {"intercept": -9.0, "weights": {"dense": 10.0}}}
+    given = await answer_of(question, make_steps(says(RIGHT), search), make_settings(evidence={"scales": scales}))
     assert (given.status, given.reason) == ("abstained", "no_evidence")
 
 

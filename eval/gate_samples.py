@@ -1,0 +1,160 @@
+"""What passages say about labelled questions, on each scale that the evidence gate judges on.
+
+Each data set is ingested into a store of its own and asked by the service's own retrieval. The scales of stages left
+out are had from the same hits, without those stages' scores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eval.dataset import Dataset
+from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
+from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, search_steps
+from ingest.fingerprint import index_fingerprint
+from rag.analyze import terms
+from rag.clock import RequestClock
+from rag.config import Settings
+from rag.connect import open_store
+from rag.errors import StageError
+from rag.evidence import read_features, scale_of
+from rag.filters import Not, OneOf
+from rag.retrieve import SearchSteps, retrieve, understands
+from rag.sentences import split_sentences
+from rag.step_settings import EvidenceFeature, EvidenceScale
+from rag.store import MilvusStore
+from rag.types import Hit
+
+# Of ten questions seven have an answer, one only seems to, two are about something else.
+MIX: Mapping[Kind, float] = {"answerable": 0.7, "look-alike": 0.1, "off-corpus": 0.2}
+# What may be left out of hits on a scale, and the scale that they are then on.
+DEGRADED: Mapping[EvidenceScale, tuple[EvidenceScale, ...]] = {"rerank": ("dense", "lexical"), "words": ()}
+CACHED_TEXTS = 10_000  # token vectors of every passage, since all questions are of the same ones
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a question's passages say on one scale, and whether they hold the answer."""
+
+    dataset: str
+    kind: Kind
+    article: str
+    scale: EvidenceScale
+    features: Mapping[EvidenceFeature, float]
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples of one scale as arrays, one row each."""
+
+    rows: tuple[Sample, ...]
+
+    @property
+    def scale(self) -> EvidenceScale:
+        return self.rows[0].scale
+
+    @property
+    def holds(self) -> np.ndarray:
+        """bool (samples,)"""
+        return np.array([one.holds for one in self.rows])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 (samples,), 1 on average: each kind as MIX says, of those that are there."""
+        kinds = np.array([one.kind for one in self.rows])
+        raw = sum((kinds == kind) * share / max((kinds == kind).sum(), 1) for kind, share in MIX.items())
+        return np.asarray(raw * kinds.size / np.sum(raw))
+
+    def matrix(self, features: Sequence[EvidenceFeature]) -> np.ndarray:
+        """float64 (samples, features)"""
+        return np.array([[one.features[name] for name in features] for one in self.rows])
+
+
+def left_out(hits: Sequence[Hit], scale: EvidenceScale) -> list[Hit]:
+    """The hits as they would be on a degraded scale, best first: without rerank scores, and `lexical` without dense."""
+    if scale == "lexical":
+        found = [hit for hit in hits if hit.scores.lexical is not None]
+        bare = [replace(hit, scores=replace(hit.scores, rerank=None, dense=None)) for hit in found]
+        return sorted(bare, key=lambda hit: -(hit.scores.lexical or 0.0))
+    bare = [replace(hit, scores=replace(hit.scores, rerank=None)) for hit in hits]
+    return sorted(bare, key=lambda hit: -(hit.scores.fused or 0.0))
+
+
+def read_samples(dataset: str, question: LabelledQuestion, hits: Sequence[Hit], settings: Settings) -> Iterator[Sample]:
+    """A question's sample on its own scale and on each that a stage left out would bring; none without hits."""
+    if not hits:
+        return
+    understood = understands(settings.reranker.languages, question.text)
+    own = scale_of(hits, understood=understood)
+    for scale, ranked in ((own, hits), *((one, left_out(hits, one)) for one in DEGRADED[own])):
+        kept = ranked[: settings.reranker.top_k]
+        if kept:
+            features = read_features(question.text, kept, split=split_sentences, terms=terms)
+            holds = any(hit.source in question.relevant for hit in kept)
+            yield Sample(dataset, question.kind, question.article, scale, features, holds)
+
+
+async def ask_questions(
+    dataset: str,
+    questions: Sequence[LabelledQuestion],
+    collection: str,
+    steps: SearchSteps,
+    settings: Settings,
+    say: Say,
+) -> list[Sample]:
+    """Every question over the collection that holds its set. Raises StageError for a stage that was left out."""
+    samples: list[Sample] = []
+    for number, question in enumerate(questions):
+        clock = RequestClock(PATIENT_S)
+        where = Not(OneOf("source", tuple(sorted(question.hidden)))) if question.hidden else None
+        found = await retrieve(question.text, collection, steps, settings, clock, groups=None, where=where)
+        if clock.degraded:
+            raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
+        samples.extend(read_samples(dataset, question, found.hits, settings))
+        if number % 200 == 0:
+            say(f"{dataset}: {number} of {len(questions)} questions")
+    return samples
+
+
+def collect_samples(
+    references: Sequence[str], settings: Settings, say: Say, *, questions: int, articles: int, seed: int
+) -> list[Sample]:
+    """The samples of every set: at most so many questions of each, and half as many of them off-corpus."""
+    own = evaluation_settings(settings)
+    own = own.model_copy(update={"reranker": own.reranker.model_copy(update={"cached_texts": CACHED_TEXTS})})
+    models = Models(own)
+    samples: list[Sample] = []
+    for reference in references:
+        dataset, labelled = sample_articles(*read_questions(reference), articles, seed)
+        chosen = random.Random(seed).sample(labelled, min(questions, len(labelled)))
+        chosen += hide_articles(chosen, dataset)[: questions // 2]
+        samples += _ask_set(dataset, chosen, own, models, say)
+    return samples
+
+
+def _ask_set(
+    dataset: Dataset, questions: Sequence[LabelledQuestion], settings: Settings, models: Models, say: Say
+) -> list[Sample]:
+    collection = index_dataset(dataset, settings, say)
+
+    async def ask(store: MilvusStore) -> list[Sample]:
+        try:
+            steps = search_steps(store, models.embed, models.score)
+            return await ask_questions(dataset.name, questions, collection, steps, settings, say)
+        finally:
+            await store.aclose()
+
+    with open_store(settings, index_fingerprint(settings)) as store:
+        return asyncio.run(ask(store))
+
+
+def by_scale(samples: Sequence[Sample]) -> list[Samples]:
+    """The samples apart by their scale, in the order in which scales first come."""
+    scales = dict.fromkeys(sample.scale for sample in samples)
+    return [Samples(tuple(one for one in samples if one.scale == scale)) for scale in scales]
