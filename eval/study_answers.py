@@ -74,7 +74,7 @@ async def answer_all(expected: Sequence[Expected], settings: Settings, models: M
     settings = settings.model_copy(
         update={
             "generator": settings.generator.model_copy(update={"languages": ()}),  # so that it is never asked
-            "evidence": settings.evidence.model_copy(update={"min_rerank": 0.0}),
+            "evidence": settings.evidence.model_copy(update={"min_confidence": 0.0}),
         }
     )
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
