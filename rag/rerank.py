@@ -72,6 +72,11 @@ class MaxSimScorer:
             for request in requests
         ]
 
+    def token_vectors(self, texts: list[str]) -> list[np.ndarray]:
+        """Per text the unit vectors of its content tokens, float32 (tokens, dim), in the given order."""
+        encoded = self._encode(texts)
+        return [encoded[text].vectors for text in texts]
+
     def _encode(self, texts: list[str]) -> dict[str, _TokenVectors]:
         """Token vectors by text; texts seen lately are not encoded again."""
         found = {text: self._kept[text] for text in texts if text in self._kept}
