@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,20 @@ class Form:
         return vectors if self.projection is None else unit_rows(vectors @ self.projection)
 
 
+@cache
 def optimal_levels(bits: int) -> np.ndarray:
-    """float32 (2**bits,), ascending: the levels of least mean square error for a standard normal variable."""
+    """float32 (2**bits,), ascending, read only: the levels of least mean square error for a standard normal variable.
+
+    Kept: finding them takes longer than coding a text by them.
+    """
     count = 2**bits
     levels = norm.ppf((np.arange(count) + 0.5) / count)
     for _ in range(LLOYD_STEPS):
         edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2, [np.inf]])
         levels = -np.diff(norm.pdf(edges)) / np.diff(norm.cdf(edges))  # each the mean of its cell
-    return np.asarray(levels, dtype=np.float32)
+    found = np.asarray(levels, dtype=np.float32)
+    found.flags.writeable = False
+    return found
 
 
 def pool_neighbours(vectors: np.ndarray, size: int) -> np.ndarray:
