@@ -57,29 +57,16 @@ def judge_evidence(
     """
     if not hits:
         return Verdict("abstain", "no_documents")
-    confidence = confidence_of(question, hits, settings, understood=understood, split=split, terms=terms)
-    if confidence is None or settings.min_confidence is None or confidence >= settings.min_confidence:
-        return Verdict("answer", confidence=confidence)
-    return Verdict("abstain", "no_evidence", confidence)
-
-
-def confidence_of(
-    question: str,
-    hits: Sequence[Hit],
-    settings: EvidenceSettings,
-    *,
-    understood: bool,
-    split: SplitSentences,
-    terms: Terms,
-) -> float | None:
-    """The chance (0..1) that the hits, one at least, hold the answer; None where their scale is not calibrated."""
     calibration = settings.scales.get(scale_of(hits, understood=understood))
     if calibration is None:
-        return None
+        return Verdict("answer")
     features = read_features(question, hits, split=split, terms=terms)
     log_odds = calibration.intercept + sum(weight * features[name] for name, weight in calibration.weights.items())
     # The logistic function by tanh, which no steep slope makes overflow.
-    return 0.5 + 0.5 * math.tanh(0.5 * log_odds)
+    confidence = 0.5 + 0.5 * math.tanh(0.5 * log_odds)
+    if settings.min_confidence is None or confidence >= settings.min_confidence:
+        return Verdict("answer", confidence=confidence)
+    return Verdict("abstain", "no_evidence", confidence)
 
 
 def scale_of(hits: Sequence[Hit], *, understood: bool) -> EvidenceScale:
