@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deployments.ingest_job import LOOKED_UP
 from rag.columns import MAX_TEXT_BYTES
 from rag.errors import IndexMismatchError, InputError, UnknownCollectionError
 from rag.filters import And, Equals, HasAny, NotEquals, OneOf
@@ -223,6 +224,8 @@ def test_thousands_of_rows_are_paged(store: Store, collection: str) -> None:
     documents = store.stored_documents(collection)
     assert {found.document_id for found in documents} == {f"d{number}" for number in range(1500)}
     assert len(documents) == 1500
+    some = tuple(f"d{number}" for number in range(1000, 1000 + LOOKED_UP))  # as many as a job asks for at once
+    assert {found.document_id for found in store.stored_documents(collection, OneOf("document_id", some))} == set(some)
     assert [chunk.chunk_id for chunk in store.chunks(collection, "d7")] == ["c00007", "c01507"]
     store.upsert(collection, [row(f"e{number}", "long", 2999 - number) for number in range(3000)])
     assert [chunk.ordinal for chunk in store.chunks(collection, "long")] == list(range(3000))
