@@ -65,7 +65,7 @@ def risk_by_coverage(
     """
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)  # equal confidences are answered together
+    last = np.flatnonzero(np.diff(ranked, append=-np.inf))  # equal confidences are answered together
     answered = np.cumsum(weights[order])[last]
     wrong = np.cumsum((weights * ~holds)[order])[last]
     return ranked[last], answered / weights.sum(), wrong / answered

@@ -170,7 +170,7 @@ def _read_queries(file: Path) -> dict[str, str]:
     if not file.is_file():
         raise InputError(f"{file} is not there; {_LAYOUTS}")
     try:
-        return {str(row["_id"]): str(row["text"]) for _, row in _rows(file)}
+        return {str(row["_id"]): str(row["text"]) for _, row in read_rows(file)}
     except (ValueError, LookupError, TypeError) as error:
         raise _misfit(file, error) from error
 
@@ -204,7 +204,7 @@ def _read_squad_dataset(file: Path) -> Dataset:
 
 
 def _line_documents(file: Path) -> Iterator[SetDocument]:
-    for number, row in _rows(file):
+    for number, row in read_rows(file):
         text = row.get("text") or row.get("positive")
         if text and text.strip():
             yield SetDocument(str(row.get("_id", row.get("id", number))), row.get("title") or "", text)
@@ -220,7 +220,7 @@ def _squad_paragraphs(file: Path) -> Iterator[tuple[SetDocument, dict[str, Any]]
             yield SetDocument(f"{article['title']}#{number}", article["title"], paragraph["context"]), paragraph
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number from 1 and object of each line."""
     with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):

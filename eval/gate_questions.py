@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from eval.dataset import Dataset, read_dataset
+from eval.dataset import Dataset, read_dataset, read_rows
 from rag.errors import InputError
 
 Kind = Literal["answerable", "look-alike", "off-corpus"]
@@ -100,12 +100,7 @@ def _look_alikes(path: Path) -> Iterator[tuple[str, str]]:
                     if question.get("is_impossible"):
                         yield question["question"], f"{article['title']}#{number}"
     elif (path / "answers.jsonl").is_file():
-        texts: Mapping[str, str] = {str(row["_id"]): row["text"] for row in _rows(path / "queries.jsonl")}
-        for row in _rows(path / "answers.jsonl"):
+        texts = {str(row["_id"]): row["text"] for _, row in read_rows(path / "queries.jsonl")}
+        for _, row in read_rows(path / "answers.jsonl"):
             if row.get("unanswerable"):
                 yield texts[str(row["_id"])], str(row["paragraph"])
-
-
-def _rows(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)

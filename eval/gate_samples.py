@@ -15,19 +15,16 @@ import numpy as np
 
 from eval.dataset import Dataset
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
-from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, search_steps
-from ingest.fingerprint import index_fingerprint
+from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, open_steps
 from rag.analyze import terms
 from rag.clock import RequestClock
 from rag.config import Settings
-from rag.connect import open_store
 from rag.errors import StageError
 from rag.evidence import read_features, scale_of
 from rag.filters import Not, OneOf
 from rag.retrieve import SearchSteps, retrieve, understands
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale
-from rag.store import MilvusStore
 from rag.types import Hit
 
 # Of ten questions seven have an answer, one only seems to, two are about something else.
@@ -143,15 +140,11 @@ def _ask_set(
 ) -> list[Sample]:
     collection = index_dataset(dataset, settings, say)
 
-    async def ask(store: MilvusStore) -> list[Sample]:
-        try:
-            steps = search_steps(store, models.embed, models.score)
+    async def ask() -> list[Sample]:
+        async with open_steps(settings, models) as steps:
             return await ask_questions(dataset.name, questions, collection, steps, settings, say)
-        finally:
-            await store.aclose()
 
-    with open_store(settings, index_fingerprint(settings)) as store:
-        return asyncio.run(ask(store))
+    return asyncio.run(ask())
 
 
 def by_scale(samples: Sequence[Sample]) -> list[Samples]:

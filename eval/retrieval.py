@@ -19,7 +19,8 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 from eval.dataset import Dataset
 from eval.pool import write_rows
 from ingest.fingerprint import index_fingerprint
+from ingest.pipeline import IngestReport
 from ingest.prepare import prepare_here
 from ingest.run import run_ingest
 from rag.analyze import analyze, terms
@@ -180,25 +182,35 @@ def index_dataset(dataset: Dataset, settings: Settings, say: Say) -> str:
     Raises InputError for a document that cannot be ingested, and what ingest.run.run_ingest raises.
     """
     collection = collection_name(dataset)
+    documents = write_documents(dataset, settings.data_dir / "sets")
+    report = ingest_paths([documents], settings, collection, say, prune=False)
+    if report.chunks:
+        say(f"{dataset.name}: {report.chunks} chunks in {report.seconds:.0f} s")
+    return collection
+
+
+def ingest_paths(paths: Sequence[Path], settings: Settings, collection: str, say: Say, *, prune: bool) -> IngestReport:
+    """Ingests files and folders in this process, as `rag ingest` does.
+
+    Raises InputError for a document that cannot be ingested, and what ingest.run.run_ingest raises.
+    """
     report = run_ingest(
         settings,
-        [str(write_documents(dataset, settings.data_dir / "sets"))],
+        [str(path) for path in paths],
         collection=collection,
         acl=(),
         metadata={},
-        prune=False,
+        prune=prune,
         choose_prepare=lambda settings, count_tokens, _: prepare_here(settings, count_tokens),
         say=say,
     )
     if report.failures:
         failure = report.failures[0]
         raise InputError(
-            f"data set {dataset.name}: {report.failed} documents cannot be ingested, the first is {failure.source}: "
-            f"{failure.reason}"
+            f"{collection}: {report.failed} documents cannot be ingested, the first is {failure.source}: "
+            f"{failure.reason}; leave it out or mend it"
         )
-    if report.chunks:
-        say(f"{dataset.name}: {report.chunks} chunks in {report.seconds:.0f} s")
-    return collection
+    return report
 
 
 class Models:
@@ -220,6 +232,16 @@ class Models:
     async def score(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
         """See rag.types.Score."""
         return (await asyncio.to_thread(self._scorer.score, [ScoreRequest(queries, texts, spans)]))[0]
+
+
+@asynccontextmanager
+async def open_steps(settings: Settings, models: Models) -> AsyncIterator[SearchSteps]:
+    """The steps over the settings' store, which is closed at the end. Raises what rag.connect.open_store does."""
+    with open_store(settings, index_fingerprint(settings)) as store:
+        try:
+            yield search_steps(store, models.embed, models.score)
+        finally:
+            await store.aclose()
 
 
 def search_steps(store: MilvusStore, embed: Embed, score: Score) -> SearchSteps:
@@ -270,15 +292,11 @@ def measure_here(dataset: Dataset, settings: Settings, models: Models, plan: Pla
     """The set's runs in the store that `settings`, evaluation_settings', name; ingested first where that is to do."""
     collection = index_dataset(dataset, settings, say)
 
-    async def measure(store: MilvusStore) -> list[StageRuns]:
-        try:
-            steps = search_steps(store, models.embed, models.score)
+    async def measure() -> list[StageRuns]:
+        async with open_steps(settings, models) as steps:
             return await measure_stages(dataset, collection, steps, settings, plan, say)
-        finally:
-            await store.aclose()
 
-    with open_store(settings, index_fingerprint(settings)) as store:
-        return asyncio.run(measure(store))
+    return asyncio.run(measure())
 
 
 def measure_service(dataset: Dataset, client: ServiceClient, documents: Path, plan: Plan, say: Say) -> list[StageRuns]:

@@ -5,7 +5,6 @@ A place is judged for any chunking: a chunk is right when it holds the answer's 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,9 @@ from typing import Any
 import numpy as np
 
 from eval.compare import Judged
-from eval.retrieval import Found, Models, Say, search_here, search_steps
-from ingest.fingerprint import index_fingerprint
-from ingest.prepare import prepare_here
-from ingest.run import run_ingest
+from eval.dataset import read_rows
+from eval.retrieval import Found, Models, open_steps, search_here
 from rag.config import Settings, load_settings
-from rag.connect import open_store
 from rag.errors import InputError
 from rag.types import Hit
 
@@ -81,9 +77,8 @@ def make_set(corpus: Path, questions: int) -> Path:
 def read_places(folder: Path) -> dict[str, Place]:
     """Query id -> place, of a set that `rag eval generate` made. Raises InputError for one without places."""
     try:
-        with (folder / "queries.jsonl").open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        found = {row["_id"]: Place(row["text"], **{name: row["metadata"][name] for name in _PLACE}) for row in rows}
+        rows = list(read_rows(folder / "queries.jsonl"))
+        found = {row["_id"]: Place(row["text"], **{name: row["metadata"][name] for name in _PLACE}) for _, row in rows}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{folder} does not say where its answers stand ({type(error).__name__}: {error}); "
@@ -114,38 +109,14 @@ def read_chars(hits: Sequence[Hit], place: Place) -> float:
     return np.inf
 
 
-def ingest_corpus(paths: Sequence[Path], settings: Settings, collection: str, say: Say) -> int:
-    """Ingests files and folders as `rag ingest --prune` does; how many chunks were made, 0 where none is new.
-
-    Raises InputError for a document that cannot be ingested, and what ingest.run.run_ingest raises.
-    """
-    report = run_ingest(
-        settings,
-        [str(path) for path in paths],
-        collection=collection,
-        acl=(),
-        metadata={},
-        prune=True,
-        choose_prepare=lambda settings, count_tokens, _: prepare_here(settings, count_tokens),
-        say=say,
-    )
-    if report.failures:
-        raise InputError(f"{report.failures[0].source} cannot be ingested: {report.failures[0].reason}; leave it out")
-    return report.chunks
-
-
 async def search_all(
     queries: Mapping[str, str], settings: Settings, models: Models, collection: str, *, depth: int
 ) -> dict[str, Found]:
     """Query id -> what the product's searching half finds, reranked to `depth`; a first search is not counted."""
-    with open_store(settings, index_fingerprint(settings)) as store:
-        steps = search_steps(store, models.embed, models.score)
+    async with open_steps(settings, models) as steps:
         search = partial(search_here, collection=collection, steps=steps, settings=settings, depth=depth, rerank=True)
-        try:
-            await search(next(iter(queries.values())))
-            return {query: await search(text) for query, text in queries.items()}
-        finally:
-            await store.aclose()
+        await search(next(iter(queries.values())))
+        return {query: await search(text) for query, text in queries.items()}
 
 
 def relevant_ranks(judged: Judged) -> dict[str, float]:

@@ -7,19 +7,17 @@ service gives them where its LLM is down: what is measured is retrieval, the evi
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from eval.retrieval import Models, search_steps
+from eval.confidence import risk_by_coverage
+from eval.dataset import read_rows
+from eval.retrieval import Models, open_steps
 from eval.study import Place, read_places
-from ingest.fingerprint import index_fingerprint
 from rag.config import Settings
-from rag.connect import open_store
 from rag.errors import InputError, StageError
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer
@@ -52,18 +50,13 @@ def read_expected(folder: Path, held_out: Collection[str] = ()) -> list[Expected
             for place in read_places(folder).values()
         ]
     try:
-        texts = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl")}
+        texts = {row["_id"]: row["text"] for _, row in read_rows(folder / "queries.jsonl")}
         return [
             Expected(texts[row["_id"]], phrases=() if row.get("unanswerable") else tuple(row["answers"]))
-            for row in _rows(answers)
+            for _, row in read_rows(answers)
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{answers} does not fit queries.jsonl beside it ({type(error).__name__}: {error})") from error
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 async def answer_all(expected: Sequence[Expected], settings: Settings, models: Models, collection: str) -> list[Answer]:
@@ -78,12 +71,9 @@ async def answer_all(expected: Sequence[Expected], settings: Settings, models: M
         }
     )
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
-    with open_store(settings, index_fingerprint(settings)) as store:
-        steps = Steps(search_steps(store, models.embed, models.score), _no_llm, count_tokens)
-        try:
-            return [await answer(Question(one.question, collection, groups=None), steps, settings) for one in expected]
-        finally:
-            await store.aclose()
+    async with open_steps(settings, models) as search:
+        steps = Steps(search, _no_llm, count_tokens)
+        return [await answer(Question(one.question, collection, groups=None), steps, settings) for one in expected]
 
 
 def _no_llm(*_: object, **__: object) -> AsyncIterator[GeneratedText]:
@@ -113,12 +103,9 @@ def coverage_accuracy(confidence: Sequence[float | None], right: Sequence[bool])
     """Coverage and accuracy, float64 (thresholds,) each, as the threshold falls over every confidence there is.
 
     Coverage is the fraction of all questions answered, accuracy the fraction of those that are right: one minus the
-    selective risk of El-Yaniv and Wiener (JMLR 2010). A question without confidence is never answered.
+    risk of eval.confidence. A question without confidence is never answered.
     """
-    values = np.array([np.nan if value is None else value for value in confidence], dtype=np.float64)
-    correct = np.asarray(right, dtype=bool)
-    thresholds = np.unique(values[~np.isnan(values)])[::-1]
-    answered = [values >= threshold for threshold in thresholds]
-    coverage = np.array([chosen.mean() for chosen in answered])
-    accuracy = np.array([correct[chosen].mean() for chosen in answered])
-    return coverage, accuracy
+    known = np.array([value is not None for value in confidence])
+    values = np.array([value for value in confidence if value is not None], dtype=np.float64)
+    _, coverage, risk = risk_by_coverage(values, np.asarray(right, dtype=bool)[known], np.ones(values.size))
+    return coverage * known.mean(), 1 - risk
