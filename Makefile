@@ -7,8 +7,6 @@ DEMO_DATA ?= $(CURDIR)/.rag/demo
 # Labelled data sets for `make eval`: retrieval/SET in BEIR layout, korquad/KorQuAD_v1.0_dev.json.
 DATA ?= ../shared/data
 ENGLISH := cranfield cisi dbpedia xquad-en squad2-a
-# Every chunk is encoded once for the reranker, not once a question: the same order, in a fraction of the time.
-RETRIEVAL := RAG_RERANKER__CACHED_TEXTS=20000 .venv/bin/rag eval retrieval
 KOREAN := $(DATA)/korquad/KorQuAD_v1.0_dev.json
 
 .DEFAULT_GOAL := help
@@ -44,8 +42,8 @@ bench: setup ## the benchmarks; reports under build/
 eval: setup ## the evaluations; reports under build/; retrieval where DATA holds the labelled sets
 	@mkdir -p build && set -o pipefail && $(PY) -m eval.examples | tee build/eval.txt
 	@if [ -d "$(DATA)/retrieval" ]; then \
-	  $(RETRIEVAL) $(ENGLISH:%="$(DATA)/retrieval/%") --pool --out build/eval/english; fi
-	@if [ -f "$(KOREAN)" ]; then $(RETRIEVAL) "$(KOREAN)" --out build/eval/korean; fi
+	  .venv/bin/rag eval retrieval $(ENGLISH:%="$(DATA)/retrieval/%") --pool --out build/eval/english; fi
+	@if [ -f "$(KOREAN)" ]; then .venv/bin/rag eval retrieval "$(KOREAN)" --out build/eval/korean; fi
 
 lock:  ## resolve infra/locks/cpu.lock anew (needs uv; torch 2.13.0+cpu on an index or in UV_FIND_LINKS)
 	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --extra ocr --python-version 3.11 \

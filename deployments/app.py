@@ -15,7 +15,7 @@ from deployments.embedder import Embedder
 from deployments.generator import Generator, generator_options
 from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
-from deployments.reranker import Reranker
+from deployments.reranker import CrossEncoder, LateInteraction
 from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.step_settings import StageServing
@@ -37,7 +37,7 @@ def build_app(settings: Settings) -> Application:
     stage_requests = 2 * serving.max_inflight + SPARE_REQUESTS
     embedder = _deploy(Embedder, settings, serving.embedder, stage_requests, environment=PATIENT_THREADS)
     retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
-    reranker = _deploy(Reranker, settings, serving.reranker, stage_requests, environment=PATIENT_THREADS)
+    reranker = _reranker(settings, stage_requests, embedder)
     indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
     generator_deployment: Any = serve.deployment(
         Generator,
@@ -52,6 +52,13 @@ def build_app(settings: Settings) -> Application:
         **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
     )
     return orchestrator.bind(settings, embedder, retriever, reranker, generator, indexer)
+
+
+def _reranker(settings: Settings, max_ongoing: int, embedder: Application) -> Application:
+    serving = settings.serve.reranker
+    if settings.reranker.kind == "maxsim":
+        return _deploy(LateInteraction, settings, serving, max_ongoing, embedder)
+    return _deploy(CrossEncoder, settings, serving, max_ongoing, environment=PATIENT_THREADS)
 
 
 def _deploy(

@@ -32,7 +32,7 @@ from rag.config import Settings
 from rag.embed import SentenceEmbedder
 from rag.errors import DocumentError, SettingsError, StageError
 from rag.models import load_token_counter, locate_model
-from rag.types import Chunk, CountTokens
+from rag.types import Chunk, CountTokens, Embedding
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -127,7 +127,7 @@ def _read(row: dict[str, Any], settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 class _Embed:
-    """The rows with `vector`, float32 (rows, dim), in place of `text`; zeros where there is no text."""
+    """The rows with `vector`, float32 (rows, dim), and `token_vectors` for `text`; zeros where there is none."""
 
     def __init__(self, settings: Settings) -> None:
         located = locate_model(settings.embedder.model, settings.cache_dir)
@@ -137,8 +137,11 @@ class _Embed:
         texts = columns.pop("text")
         given = np.flatnonzero(texts != "")
         columns["vector"] = np.zeros((len(texts), self._embedder.dimension), dtype=np.float32)
+        columns["token_vectors"] = np.full(len(texts), b"", dtype=object)
         if len(given):
-            columns["vector"][given] = self._embedder.encode(texts[given].tolist(), "passage")
+            embeddings = self._embedder.embed_passages(texts[given].tolist())
+            columns["vector"][given] = [embedding.vector for embedding in embeddings]
+            columns["token_vectors"][given] = [embedding.token_vectors for embedding in embeddings]
         return columns
 
 
@@ -146,7 +149,7 @@ def _join(batches: Iterable[Columns]) -> Iterator[tuple[Work, Outcome]]:
     """The rows, in order, as documents."""
     head: _Head | None = None
     chunks: list[Chunk] = []
-    vectors: list[np.ndarray] = []
+    embeddings: list[Embedding] = []
     for columns in batches:
         for row, packed in enumerate(columns["head"]):
             head = pickle.loads(packed) if packed else head
@@ -155,10 +158,10 @@ def _join(batches: Iterable[Columns]) -> Iterator[tuple[Work, Outcome]]:
                 yield head.work, head.shared
                 continue
             chunks.append(pickle.loads(columns["chunk"][row]))
-            vectors.append(columns["vector"][row])
+            embeddings.append(Embedding(columns["vector"][row], columns["token_vectors"][row]))
             if len(chunks) == head.chunks:
-                yield head.work, replace(head.shared, chunks=tuple(chunks), vectors=np.stack(vectors))
-                chunks, vectors = [], []
+                yield head.work, replace(head.shared, chunks=tuple(chunks), embeddings=tuple(embeddings))
+                chunks, embeddings = [], []
 
 
 @contextmanager

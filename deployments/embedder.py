@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import chain, groupby, islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from ray import serve
@@ -13,12 +15,15 @@ from deployments.loading import load_behind
 from rag.config import Settings
 from rag.embed import SentenceEmbedder
 from rag.models import locate_model
-from rag.types import TextKind
+from rag.types import Embedding, TextKind
+
+_Wanted = Literal["vectors", "token vectors", "embeddings"]
 
 
 class _Request(NamedTuple):
     texts: list[str]
     kind: TextKind
+    wanted: _Wanted
     tokens: int
 
 
@@ -27,7 +32,7 @@ def _batch_tokens(requests: list[_Request]) -> int:
 
 
 class Embedder:
-    """`embed(texts, kind)` -> float32 (n, dim). One thread owns the model; the event loop stays free."""
+    """Texts to vectors, and to their tokens'. One thread owns the model; the event loop stays free."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.embedder
@@ -39,27 +44,47 @@ class Embedder:
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim), rows of L2 norm 1."""
-        tokens = sum(await asyncio.to_thread(self._embedder.count_tokens, texts))
-        # serve.batch refuses an item larger than a batch; `encode` cuts such a one into passes itself.
-        vectors: np.ndarray = await self._batch(_Request(texts, kind, min(tokens, self._settings.batch_tokens)))
-        return vectors
+        return np.stack(await self._ask(texts, kind, "vectors"))
+
+    async def embed_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
+        """n texts -> of each its content tokens' vectors, float32 (tokens, dim), rows of L2 norm 1."""
+        return await self._ask(texts, kind, "token vectors")
+
+    async def embed_passages(self, texts: list[str]) -> list[Embedding]:
+        """What an index keeps of each of n texts."""
+        return await self._ask(texts, "passage", "embeddings")
 
     async def ready(self) -> None:
         """Answers while the replica lives."""
 
+    async def _ask(self, texts: list[str], kind: TextKind, wanted: _Wanted) -> list[Any]:
+        tokens = sum(await asyncio.to_thread(self._embedder.count_tokens, texts))
+        # serve.batch refuses an item larger than a batch; the model's own methods cut such a one into passes.
+        request = _Request(texts, kind, wanted, min(tokens, self._settings.batch_tokens))
+        results: list[Any] = await self._batch(request)
+        return results
+
     @serve.batch(batch_size_fn=_batch_tokens)  # type: ignore[untyped-decorator]
-    async def _batch(self, requests: list[_Request]) -> list[np.ndarray]:
+    async def _batch(self, requests: list[_Request]) -> list[list[Any]]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, requests)
 
-    def _encode(self, requests: list[_Request]) -> list[np.ndarray]:
-        results: list[np.ndarray | None] = [None] * len(requests)
-        kinds: tuple[TextKind, ...] = ("query", "passage")
-        for kind in kinds:
-            mine = [index for index, request in enumerate(requests) if request.kind == kind]
-            if not mine:
-                continue
-            vectors = self._embedder.encode([text for index in mine for text in requests[index].texts], kind)
-            bounds = np.cumsum([len(requests[index].texts) for index in mine])[:-1]
-            for index, part in zip(mine, np.split(vectors, bounds), strict=True):
-                results[index] = part
-        return [result for result in results if result is not None]
+    def _encode(self, requests: list[_Request]) -> list[list[Any]]:
+        """Those that want the same of texts of the same kind are encoded together."""
+        results: list[list[Any]] = [[] for _ in requests]
+
+        def asked(index: int) -> tuple[str, str]:
+            return requests[index].kind, requests[index].wanted
+
+        for _, alike in groupby(sorted(range(len(requests)), key=asked), key=asked):
+            mine = list(alike)
+            first = requests[mine[0]]
+            texts = list(chain.from_iterable(requests[index].texts for index in mine))
+            found = iter(self._encode_alike(texts, first.kind, first.wanted))
+            for index in mine:
+                results[index] = list(islice(found, len(requests[index].texts)))
+        return results
+
+    def _encode_alike(self, texts: list[str], kind: TextKind, wanted: _Wanted) -> Iterable[Any]:
+        if wanted == "embeddings":
+            return self._embedder.embed_passages(texts)
+        return self._embedder.encode(texts, kind) if wanted == "vectors" else self._embedder.encode_tokens(texts, kind)

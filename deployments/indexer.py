@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import call_stage
@@ -27,7 +26,7 @@ from rag.errors import StageTimeoutError
 from rag.listing import index_versions
 from rag.models import load_token_counter, locate_model
 from rag.store import MilvusStore
-from rag.types import Groups
+from rag.types import Embedding, Groups
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -130,19 +129,19 @@ class Indexer:
                 settings=self._settings,
             )
 
-    def _embed(self, texts: list[str]) -> np.ndarray:
+    def _embed(self, texts: list[str]) -> list[Embedding]:
         """By the embedder's deployment, no more texts at once than a forward pass takes: questions come in between."""
-        vectors = np.empty((len(texts), self._fingerprint.dimension), dtype=np.float32)
+        embedded: dict[int, Embedding] = {}
         lengths = [self._count_tokens(text) for text in texts]
         for batch in token_bounded_batches(lengths, self._settings.embedder.batch_tokens):
-            vectors[batch] = self._call_embedder([texts[index] for index in batch])
-        return vectors
+            embedded.update(zip(batch, self._call_embedder([texts[index] for index in batch]), strict=True))
+        return [embedded[index] for index in range(len(texts))]
 
-    def _call_embedder(self, texts: list[str]) -> np.ndarray:
-        async def call() -> np.ndarray:
+    def _call_embedder(self, texts: list[str]) -> list[Embedding]:
+        async def call() -> list[Embedding]:
             # Without a limit Serve keeps the call for as long as there is no replica, and with it every other job.
             async with asyncio.timeout(EMBED_S):
-                return await call_stage("embed", lambda: self._embedder.embed.remote(texts, "passage"))
+                return await call_stage("embed", lambda: self._embedder.embed_passages.remote(texts))
 
         try:
             return asyncio.run_coroutine_threadsafe(call(), self._loop).result()

@@ -146,7 +146,7 @@ class Orchestrator:
             "profile": settings.profile,
             "models": {
                 "embedder": settings.embedder.model,
-                "reranker": {"kind": settings.reranker.kind, "model": settings.reranker.model},
+                "reranker": {"kind": settings.reranker.kind, "model": settings.reranker_model},
                 "generators": [settings.generator.model_id],
             },
             "limits": {
@@ -265,9 +265,14 @@ def build_steps(
         remote = retriever.lexical_search.remote
         return await call_stage("lexical", lambda: remote(collection, query, top_k, groups=groups, where=where))
 
-    async def score(queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+    async def score(
+        queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
         async with watch().unless_down("reranker", "rerank"):
-            return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans))
+            return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
+
+    async def stored_token_vectors(collection: str, chunk_ids: list[str]) -> list[bytes]:
+        return await call_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
 
     async def generate(
         messages: list[Message],
@@ -285,7 +290,8 @@ def build_steps(
             async for piece in pieces:
                 yield piece
 
-    search = SearchSteps(embed, dense_search, lexical_search, score, terms)
+    stored = stored_token_vectors if settings.reranker.kind == "maxsim" else None
+    search = SearchSteps(embed, dense_search, lexical_search, score, terms, stored)
     count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
     return Steps(search, generate, count_tokens)
 

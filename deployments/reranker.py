@@ -1,4 +1,4 @@
-"""The reranker as a deployment: MaxSim or a cross-encoder by settings, behind one method."""
+"""The rerankers as deployments behind one method: late interaction, and a cross-encoder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
+from deployments.errors import call_stage
 from deployments.loading import load_behind
 from rag.config import Settings
-from rag.models import locate_model
-from rag.rerank import ScoreRequest, load_scorer
-from rag.types import Span
+from rag.models import embedding_dimension, load_token_offsets, locate_model
+from rag.rerank import CrossEncoderScorer, MaxSimReranker, ScoreRequest
+from rag.types import Span, TextKind
 
 
 class _Request(NamedTuple):
@@ -25,18 +27,50 @@ def _batch_tokens(requests: list[_Request]) -> int:
     return sum(request.tokens for request in requests)
 
 
-class Reranker:
-    """`score(queries, texts, spans)`, see rag.rerank. Concurrent requests share forward passes bounded by tokens."""
+class LateInteraction:
+    """`score(...)` over the token vectors that the index keeps; the embedder makes a query's, and missing ones.
+
+    It holds no model. Raises StageError when the embedder fails.
+    """
+
+    def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:
+        async def embed_tokens(texts: list[str], kind: TextKind) -> list[np.ndarray]:
+            if not texts:
+                return []
+            return await call_stage("rerank", lambda: embedder.embed_tokens.remote(texts, kind))
+
+        offsets = load_token_offsets(settings.embedder, settings.cache_dir)
+        dimension = embedding_dimension(settings.embedder, settings.cache_dir)
+        self._reranker = MaxSimReranker(embed_tokens, offsets, dimension, settings.reranker.cached_texts)
+
+    async def score(
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
+        """Per text a float32 array (queries, spans) within 0..1."""
+        return await self._reranker.score(queries, texts, spans, token_vectors)
+
+    async def ready(self) -> None:
+        """Answers while the replica lives."""
+
+
+class CrossEncoder:
+    """`score(...)` by any model of that kind. Concurrent requests share forward passes bounded by tokens."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.reranker
-        located = locate_model(settings.reranker.model, settings.cache_dir)
-        self._scorer = load_behind(lambda: load_scorer(settings.reranker, located))
+        located = locate_model(settings.reranker_model, settings.cache_dir)
+        self._scorer = load_behind(lambda: CrossEncoderScorer(settings.reranker, located))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rerank")
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)
 
-    async def score(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+    async def score(
+        self,
+        queries: list[str],
+        texts: list[str],
+        spans: list[list[Span]],
+        token_vectors: list[bytes],  # noqa: ARG002  # it reads the texts themselves
+    ) -> list[np.ndarray]:
         """Per text a float32 array (queries, spans) within 0..1."""
         tokens = sum(await asyncio.to_thread(self._scorer.count_tokens, texts))
         wanted = ScoreRequest(queries, texts, spans)

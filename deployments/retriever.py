@@ -51,6 +51,10 @@ class Retriever:
             lambda: self._store.lexical_search(collection, analyzed, top_k, groups=groups, where=where)
         )
 
+    async def token_vectors(self, collection: str, chunk_ids: list[str]) -> list[bytes]:
+        """What the index keeps of each chunk's tokens, empty where it keeps none."""
+        return await self._reviving_once(lambda: self._store.token_vectors(collection, chunk_ids))
+
     async def index_versions(self) -> dict[str, str]:
         """The index version of each collection that can be searched."""
         found = await asyncio.to_thread(index_versions, self._store)

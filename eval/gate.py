@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "mix": dict(MIX),
         "commit": git_commit(),
         "hardware": describe_machine(),
-        "models": {"embedder": settings.embedder.model, "reranker": settings.reranker.model},
+        "models": {"embedder": settings.embedder.model, "reranker": settings.reranker_model},
         "evidence": evidence.model_dump(mode="json"),
         "scales": scales,
         "wall_s": round(time.monotonic() - started, 1),

@@ -31,7 +31,6 @@ from rag.types import Hit
 MIX: Mapping[Kind, float] = {"answerable": 0.7, "look-alike": 0.1, "off-corpus": 0.2}
 # What may be left out of hits on a scale, and the scale that they are then on.
 DEGRADED: Mapping[EvidenceScale, tuple[EvidenceScale, ...]] = {"rerank": ("dense", "lexical"), "words": ()}
-CACHED_TEXTS = 10_000  # token vectors of every passage, since all questions are of the same ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,6 @@ def collect_samples(
 ) -> list[Sample]:
     """The samples of every set: at most so many questions of each, and half as many of them off-corpus."""
     own = evaluation_settings(settings)
-    own = own.model_copy(update={"reranker": own.reranker.model_copy(update={"cached_texts": CACHED_TEXTS})})
     models = Models(own)
     samples: list[Sample] = []
     for reference in references:

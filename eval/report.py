@@ -106,7 +106,10 @@ def _local(settings: Settings, plan: Plan, say: Say) -> tuple[dict[str, Any], Me
         "served": served_stage(settings),
         "settings": settings.model_dump(mode="json"),
         "index": {**asdict(fingerprint), "index_version": fingerprint.index_version},
-        "models": {name: describe_model(getattr(settings, name).model, settings) for name in ("embedder", "reranker")},
+        "models": {
+            "embedder": describe_model(settings.embedder.model, settings),
+            "reranker": describe_model(settings.reranker_model, settings),
+        },
     }
     return facts, lambda one: measure_here(one, own, models, plan, say)
 
@@ -204,7 +207,7 @@ def format_report(report: dict[str, Any]) -> str:
         lead += (
             f"; embedder {embedder}, reranker {reranker} ({settings['reranker']['kind']}); each search "
             f"{settings['retrieval']['top_k']} deep, {settings['reranker']['candidates']} candidates reranked, unless "
-            f"a stage says @DEPTH for both; token vectors of {settings['reranker']['cached_texts']:,} texts are kept"
+            f"a stage says @DEPTH for both; token vectors in the index: {report['index']['token_vectors'] or 'none'}"
         )
     return "\n\n".join([lead, *map(_format_set, report["sets"])]) + "\n"
 

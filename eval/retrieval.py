@@ -20,10 +20,12 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,14 +44,15 @@ from rag.embed import SentenceEmbedder
 from rag.errors import InputError, StageError
 from rag.filters import Filter
 from rag.fuse import order_by_blend
-from rag.models import hide_progress, locate_model
-from rag.rerank import ScoreRequest, load_scorer
+from rag.models import hide_progress, load_token_offsets, locate_model
+from rag.rerank import CrossEncoderScorer, MaxSimReranker, ScoreRequest
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings
 from rag.store import MilvusStore
 from rag.types import Embed, Groups, Hit, Score, SearchResult, Span, TextKind
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 STAGES = ("lexical", "dense", "fused", "rerank", "blend")
 RERANKED = frozenset({"rerank", "blend"})
 # A stage that is late is left out of an answer; here it would be left out of its own figure.
@@ -214,24 +217,41 @@ def ingest_paths(paths: Sequence[Path], settings: Settings, collection: str, say
 
 
 class Models:
-    """The settings' embedder and scorer, loaded; each blocks in a thread of its own. Raises ModelError."""
+    """The settings' embedder and reranker in this process; one thread owns what blocks. Raises ModelError."""
 
     def __init__(self, settings: Settings) -> None:
-        embedder, reranker = (
-            locate_model(reference, settings.cache_dir)
-            for reference in (settings.embedder.model, settings.reranker.model)
-        )
+        embedder = locate_model(settings.embedder.model, settings.cache_dir)
         hide_progress(embedder)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
         self._embedder = SentenceEmbedder(settings.embedder, embedder)
-        self._scorer = load_scorer(settings.reranker, reranker)
+        late = settings.reranker.kind == "maxsim"
+        self.score: Score = self._late_interaction(settings) if late else self._cross_encoder(settings)
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """See rag.types.Embed."""
-        return await asyncio.to_thread(self._embedder.encode, texts, kind)
+        return await self._run(self._embedder.encode, texts, kind)
 
-    async def score(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
-        """See rag.types.Score."""
-        return (await asyncio.to_thread(self._scorer.score, [ScoreRequest(queries, texts, spans)]))[0]
+    def _late_interaction(self, settings: Settings) -> Score:
+        offsets = load_token_offsets(settings.embedder, settings.cache_dir)
+        embed_tokens = partial(self._run, self._embedder.encode_tokens)
+        return MaxSimReranker(embed_tokens, offsets, self._embedder.dimension, settings.reranker.cached_texts).score
+
+    def _cross_encoder(self, settings: Settings) -> Score:
+        located = locate_model(settings.reranker_model, settings.cache_dir)
+        scorer = CrossEncoderScorer(settings.reranker, located)
+
+        async def score(
+            queries: list[str],
+            texts: list[str],
+            spans: list[list[Span]],
+            token_vectors: list[bytes],  # noqa: ARG001  # it reads the texts
+        ) -> list[np.ndarray]:
+            return (await self._run(scorer.score, [ScoreRequest(queries, texts, spans)]))[0]
+
+        return score
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
 
 @asynccontextmanager
@@ -251,7 +271,7 @@ def search_steps(store: MilvusStore, embed: Embed, score: Score) -> SearchSteps:
         analyzed = await asyncio.to_thread(analyze, query)
         return await store.lexical_search(collection, analyzed, top_k, groups=groups, where=where)
 
-    return SearchSteps(embed, store.dense_search, lexical, score, terms)
+    return SearchSteps(embed, store.dense_search, lexical, score, terms, store.token_vectors)
 
 
 async def search_here(

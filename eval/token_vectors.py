@@ -3,8 +3,8 @@
     python -m eval.token_vectors REPORT DATASET... --fit FILE... [--out FILE]
 
 REPORT is a folder of `rag eval retrieval` over the same sets: the first documents of its `fused` runs are the
-candidates. Each is encoded once by the settings' late-interaction reranker, cut where its model cuts; then every form
-ranks the same candidates, alone and blended half and half with the fused order (reciprocal ranks, as rag.fuse has it).
+candidates. Each is encoded once by the settings' embedder, cut where its model cuts; then every form ranks
+the same candidates, alone and blended half and half with the fused order (reciprocal ranks, as rag.fuse has it).
 
 A form is a projection and a number of bits. The projection keeps the directions in which the token vectors of the
 `--fit` files are largest (uncentred principal components, for inner products are what has to be kept), then turns them
@@ -33,11 +33,11 @@ from eval.bench_tables import format_table
 from eval.dataset import Dataset, read_dataset, read_documents, sample_queries
 from eval.metrics import MAIN_MEASURE, compare_values, read_run, score_run
 from rag.config import Settings, load_settings
+from rag.embed import SentenceEmbedder
 from rag.errors import InputError, RagError
 from rag.models import locate_model
-from rag.rerank import MaxSimScorer
+from rag.token_vectors import random_rotation
 
-SEED = 0
 CANDIDATES = 50
 BLEND = 0.5
 QUERIES = 150  # of a set at most
@@ -116,12 +116,6 @@ def principal_directions(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(directions[:, ::-1], dtype=np.float32)
 
 
-def random_rotation(size: int) -> np.ndarray:
-    """float32 (size, size), orthogonal, the same every time."""
-    normal = np.random.default_rng(SEED).standard_normal((size, size))
-    return np.asarray(np.linalg.qr(normal)[0], dtype=np.float32)
-
-
 def make_forms(sample: np.ndarray) -> list[Form]:
     """Every form that is compared, the unchanged vectors first; fitted on unit vectors (n, dim)."""
     dimension = sample.shape[1]
@@ -182,7 +176,7 @@ class Candidates:
         return alone, blended, 1000 * seconds / len(self.found)
 
 
-def read_candidates(reference: str, report: Path, scorer: MaxSimScorer) -> Candidates:
+def read_candidates(reference: str, report: Path, embedder: SentenceEmbedder) -> Candidates:
     """A set's candidates by the report's `fused` run, encoded. Raises InputError where the report has none of it."""
     dataset = sample_queries(read_dataset(reference), QUERIES)
     run = read_run(report / dataset.name / "fused.run")
@@ -191,15 +185,15 @@ def read_candidates(reference: str, report: Path, scorer: MaxSimScorer) -> Candi
         raise InputError(f"{report} has no fused run of the queries of {dataset.name}; evaluate that set anew")
     texts = {one.document_id: f"{one.title}\n{one.text}".strip() for one in dataset.documents}
     wanted = list(dict.fromkeys(name for names in found.values() for name in names))
-    documents = scorer.token_vectors([texts[name] for name in wanted])
-    queries = scorer.token_vectors([dataset.queries[query] for query in found])
+    documents = embedder.encode_tokens([texts[name] for name in wanted], "passage")
+    queries = embedder.encode_tokens([dataset.queries[query] for query in found], "query")
     return Candidates(dataset, found, dict(zip(found, queries, strict=True)), dict(zip(wanted, documents, strict=True)))
 
 
-def sample_vectors(files: Iterable[Path], scorer: MaxSimScorer) -> np.ndarray:
+def sample_vectors(files: Iterable[Path], embedder: SentenceEmbedder) -> np.ndarray:
     """float32 (n, dim): the token vectors of the first texts of each file."""
     texts = [one.text for file in files for one in islice(read_documents(file), FIT_TEXTS)]
-    return np.concatenate(scorer.token_vectors(texts))
+    return np.concatenate(embedder.encode_tokens(texts, "passage"))
 
 
 def compare_forms(sets: Sequence[Candidates], forms: Sequence[Form], rrf_k: int) -> list[dict[str, Any]]:
@@ -275,14 +269,12 @@ def main() -> int:
 
 
 def _measure(report: Path, datasets: Sequence[str], fit: Sequence[Path], settings: Settings) -> list[dict[str, Any]]:
-    if settings.reranker.kind != "maxsim":
-        raise InputError("the settings' reranker has no token vectors; set RAG_RERANKER__KIND=maxsim")
-    scorer = MaxSimScorer(settings.reranker, locate_model(settings.reranker.model, settings.cache_dir))
-    sample = sample_vectors(fit, scorer)
+    embedder = SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+    sample = sample_vectors(fit, embedder)
     print(f"fitted on {len(sample):,} token vectors of {len(fit)} files", file=sys.stderr)
     sets = []
     for reference in datasets:
-        sets.append(read_candidates(reference, report, scorer))
+        sets.append(read_candidates(reference, report, embedder))
         print(f"{sets[-1].dataset.name}: {len(sets[-1].documents):,} texts encoded", file=sys.stderr)
     return compare_forms(sets, make_forms(sample), settings.retrieval.rrf_k)
 

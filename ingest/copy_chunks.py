@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ingest.chunk import embedding_text
 from ingest.journal import open_journal
@@ -21,7 +21,7 @@ from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import And, Equals, Filter
 from rag.store import MilvusStore
-from rag.types import Chunk, CountTokens, IndexFingerprint, StoredChunk, StoredDocument, Vector
+from rag.types import Chunk, CountTokens, Embedding, IndexFingerprint, StoredChunk, StoredDocument
 
 _INSTEAD = "delete its document, reindex, then send it or ingest its file again"
 _LOST = f"the file of that name no longer gives this document; {_INSTEAD}"
@@ -64,8 +64,7 @@ class StoredTexts:
         missing = self._missing(old, new)
         while batch := list(islice(missing, self.batch)):
             texts = [embedding_text(chunk) for chunk, _ in batch]
-            vectors = self.embed(texts)
-            rows = [self._row(row, vector) for row, vector in zip(batch, vectors, strict=True)]
+            rows = [self._row(row, embedding) for row, embedding in zip(batch, self.embed(texts), strict=True)]
             check()
             self.store.upsert(new, rows)
             chunks += len(rows)
@@ -81,11 +80,11 @@ class StoredTexts:
             else:
                 self.store.delete(new, _this_chunk(row[0]))
 
-    def _row(self, row: Row, vector: Any) -> StoredChunk:
+    def _row(self, row: Row, embedding: Embedding) -> StoredChunk:
         chunk, document = row
         return StoredChunk(
             chunk=chunk,
-            vector=vector,
+            vector=embedding.vector,
             analyzed=self.analyze(searched_text(document.title, chunk)),
             title=document.title,
             source=document.source,
@@ -94,6 +93,7 @@ class StoredTexts:
             document_chunks=document.chunks,
             document_pages=document.pages,
             updated_at=document.updated_at,
+            token_vectors=embedding.token_vectors,
         )
 
 
@@ -170,10 +170,10 @@ class Files:
             self.on_written(so_far.chunks - written)
             written = so_far.chunks
 
-        def embed(texts: list[str]) -> Vector:
-            vectors = self.embed(texts)
+        def embed(texts: list[str]) -> Sequence[Embedding]:
+            embeddings = self.embed(texts)
             check()
-            return vectors
+            return embeddings
 
         with open_journal(self.settings, new, self.say) as journal:
             return ingest_documents(

@@ -6,6 +6,7 @@ from ingest.chunk import splitter_name
 from rag.analyze import ANALYZER_VERSION
 from rag.config import Settings
 from rag.models import embedding_dimension
+from rag.token_vectors import CODE_NAME
 from rag.types import IndexFingerprint
 
 
@@ -20,4 +21,5 @@ def index_fingerprint(settings: Settings) -> IndexFingerprint:
         passage_prefix=embedder.passage_prefix,
         splitter=splitter_name(settings.chunk),
         analyzer=ANALYZER_VERSION,
+        token_vectors=CODE_NAME if embedder.token_vectors else "",
     )

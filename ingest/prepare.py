@@ -9,14 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ingest.chunk import chunk_document
 from ingest.journal import Recorded, Unfinished
 from ingest.parse import parse_document
 from rag.config import Settings
 from rag.errors import DocumentError
-from rag.types import Chunk, CountTokens, Document
+from rag.types import Chunk, CountTokens, Document, Embedding
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class Work:
 class Prepared:
     """A document's chunks, by ordinal, and what its rows say of it. `pages` is None where the format has none.
 
-    `vectors` is float32 (chunks, dim), rows of L2 norm 1; None: they are still to be embedded.
+    `embeddings` are theirs, in the same order; None: they are still to be embedded.
     """
 
     document: Document
@@ -54,7 +52,7 @@ class Prepared:
     pages_read: int
     pages: int | None
     chunks: tuple[Chunk, ...]
-    vectors: np.ndarray | None = None
+    embeddings: tuple[Embedding, ...] | None = None
 
 
 # What became of a work: its chunks, or why it cannot be read.

@@ -11,18 +11,16 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from ingest.chunk import embedding_text
 from ingest.journal import Journal, Unfinished
 from ingest.prepare import Prepared
 from rag.columns import document_columns
 from rag.filters import And, Compare, Equals, Filter, NotEquals, Or
-from rag.types import Chunk, Document, IndexFingerprint, StoredChunk, StoredDocument
+from rag.types import Chunk, Document, Embedding, IndexFingerprint, StoredChunk, StoredDocument
 
 _MAX_TITLE_CHARS = 300  # a page's <title> may be a whole text; a row of the store has a limit
 
-EmbedPassages = Callable[[list[str]], np.ndarray]  # n texts -> float32 (n, dim), rows of L2 norm 1
+EmbedPassages = Callable[[list[str]], Sequence[Embedding]]  # what is kept of each text, in their order
 Analyze = Callable[[str], str]  # text -> its terms, separated by spaces
 
 
@@ -137,20 +135,18 @@ class Publisher:
 
     def _write_batch(self) -> None:
         batch, self._waiting = self._waiting[: self.batch], self._waiting[self.batch :]
-        vectors = self._vectors(batch)
+        embeddings = self._embeddings(batch)
         self._wait()
-        self._being_written = self.writer.submit(self._publish, batch, vectors)
+        self._being_written = self.writer.submit(self._publish, batch, embeddings)
 
-    def _vectors(self, batch: Sequence[tuple[_Unpublished, Chunk]]) -> np.ndarray:
-        """float32 (batch, dim): those that the documents came with, the others embedded together."""
-        missing = [embedding_text(chunk) for unpublished, chunk in batch if unpublished.prepared.vectors is None]
+    def _embeddings(self, batch: Sequence[tuple[_Unpublished, Chunk]]) -> list[Embedding]:
+        """Those that the documents came with, the others embedded together."""
+        missing = [embedding_text(chunk) for unpublished, chunk in batch if unpublished.prepared.embeddings is None]
         embedded = iter(self.embed(missing)) if missing else iter(())
-        return np.stack(
-            [
-                next(embedded) if (vectors := unpublished.prepared.vectors) is None else vectors[chunk.ordinal]
-                for unpublished, chunk in batch
-            ]
-        )
+        return [
+            next(embedded) if (given := unpublished.prepared.embeddings) is None else given[chunk.ordinal]
+            for unpublished, chunk in batch
+        ]
 
     def _wait(self) -> None:
         if self._being_written is not None:
@@ -159,14 +155,14 @@ class Publisher:
             if self.on_written is not None:
                 self.on_written()
 
-    def _publish(self, batch: Sequence[tuple[_Unpublished, Chunk]], vectors: np.ndarray) -> None:
+    def _publish(self, batch: Sequence[tuple[_Unpublished, Chunk]], embeddings: Sequence[Embedding]) -> None:
         documents = list({id(unpublished): unpublished for unpublished, _ in batch}.values())
         if starting := [unpublished for unpublished in documents if not unpublished.begun]:
             self.journal.begin([unpublished.entry for unpublished in starting])
         rows: list[StoredChunk] = []
         written: dict[str, int] = {}
-        for (unpublished, chunk), vector in zip(batch, vectors, strict=True):
-            row = self._row(unpublished, chunk, vector)
+        for (unpublished, chunk), embedding in zip(batch, embeddings, strict=True):
+            row = self._row(unpublished, chunk, embedding)
             if chunk.ordinal == 0:
                 unpublished.first = row
             else:
@@ -193,12 +189,12 @@ class Publisher:
         self.replaced += replaced
         self.added += len(documents) - replaced
 
-    def _row(self, unpublished: _Unpublished, chunk: Chunk, vector: np.ndarray) -> StoredChunk:
+    def _row(self, unpublished: _Unpublished, chunk: Chunk, embedding: Embedding) -> StoredChunk:
         prepared = unpublished.prepared
         title = prepared.title[:_MAX_TITLE_CHARS]
         return StoredChunk(
             chunk=chunk,
-            vector=vector,
+            vector=embedding.vector,
             analyzed=self.analyze(searched_text(title, chunk)),
             title=title,
             source=prepared.document.source,
@@ -207,6 +203,7 @@ class Publisher:
             document_chunks=len(prepared.chunks),
             document_pages=prepared.pages,
             updated_at=unpublished.entry.updated_at,
+            token_vectors=embedding.token_vectors,
         )
 
 

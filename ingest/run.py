@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ingest.copy_chunks import Files, StoredTexts
@@ -21,7 +20,7 @@ from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
 from rag.models import hide_progress, load_token_counter, locate_model
-from rag.types import CountTokens
+from rag.types import CountTokens, Embedding
 
 PLAIN_LINE_EVERY_S = 5.0
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} files{postfix}"
@@ -45,9 +44,9 @@ class LazyEmbedder:
         hide_progress(located)
         return SentenceEmbedder(self._settings.embedder, located)
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        vectors: np.ndarray = self._embedder.encode(texts, "passage")
-        return vectors
+    def __call__(self, texts: list[str]) -> list[Embedding]:
+        embeddings: list[Embedding] = self._embedder.embed_passages(texts)
+        return embeddings
 
 
 class _Stderr:

@@ -36,7 +36,7 @@ def serve(context: click.Context, host: str | None, port: int | None) -> None:
 
     address = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = read_settings(context, **({"serve": address} if address else {}))
-    for reference in (settings.embedder.model, settings.reranker.model, settings.generator.model):
+    for reference in settings.model_references:
         locate_model(reference, settings.cache_dir)
     # Explicitly, since a shell starts a background command with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

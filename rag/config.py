@@ -93,6 +93,17 @@ class Settings(BaseSettings):
     serve: ServeSettings = ServeSettings()
 
     @property
+    def reranker_model(self) -> str:
+        """The model that the reranker's scores come from: maxsim compares the embedder's token vectors."""
+        own = self.reranker.model if self.reranker.kind == "cross-encoder" else None
+        return own or self.embedder.model
+
+    @property
+    def model_references(self) -> tuple[str, ...]:
+        """Every model that the service loads, once each."""
+        return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, self.generator.model)))
+
+    @property
     def uploads_dir(self) -> Path:
         """Where uploaded files wait for their jobs: absolute, links followed, and perhaps not there."""
         return (self.data_dir / UPLOADS).resolve()

@@ -63,7 +63,7 @@ def _package(names: str) -> Finding:
 def _models(settings: Settings) -> Iterator[Finding]:
     for role, reference in (
         ("embedder", settings.embedder.model),
-        ("reranker", settings.reranker.model),
+        ("reranker", settings.reranker_model),
         ("LLM", settings.generator.model),
     ):
         try:

@@ -1,19 +1,22 @@
-"""Texts to unit vectors with any sentence-transformers model."""
+"""Texts to unit vectors with any sentence-transformers model, and to the vectors of their tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rag.batching import token_bounded_batches, token_lengths
 from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
-from rag.types import TextKind
+from rag.token_vectors import encode_tokens
+from rag.types import Embedding, TextKind
 
 
 class SentenceEmbedder:
-    """Holds the model; `encode` blocks and uses `settings.threads` threads.
+    """Holds the model; what embeds blocks and uses `settings.threads` threads.
 
     `model` is a folder or hub name (rag.models.locate_model). Raises ModelError when it cannot be loaded.
     """
@@ -46,17 +49,66 @@ class SentenceEmbedder:
 
     def encode(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim) in the given order, rows of L2 norm 1; `kind` picks the model's prefix."""
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for batch, found, _ in self._passes(texts, kind, tokens=False):
+            vectors[batch] = found
+        return vectors
+
+    def encode_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
+        """n texts -> of each its content tokens' vectors, float32 (tokens, dim), rows of L2 norm 1, in the given order.
+
+        Neither special tokens nor the prefix's are among them.
+        """
+        vectors = [np.empty((0, self.dimension), dtype=np.float32)] * len(texts)
+        for batch, _, tokens in self._passes(texts, kind, tokens=True):
+            for index, own in zip(batch, tokens, strict=True):
+                vectors[index] = own
+        return vectors
+
+    def embed_passages(self, texts: list[str]) -> list[Embedding]:
+        """What an index keeps of each text: with its token vectors where the settings say so, of one forward pass."""
+        found: list[Embedding | None] = [None] * len(texts)
+        for batch, vectors, tokens in self._passes(texts, "passage", tokens=self._settings.token_vectors):
+            coded = [encode_tokens(own) for own in tokens] or [b""] * len(batch)
+            for index, vector, own in zip(batch, vectors, coded, strict=True):
+                found[index] = Embedding(vector, own)
+        return [one for one in found if one is not None]
+
+    def _passes(
+        self, texts: list[str], kind: TextKind, *, tokens: bool
+    ) -> Iterator[tuple[list[int], np.ndarray, list[np.ndarray]]]:
+        """Forward passes of texts of like length: their indices, vectors, and with `tokens` their tokens' vectors."""
         prefix = self._settings.query_prefix if kind == "query" else self._settings.passage_prefix
         prefixed = [prefix + text for text in texts]
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         for batch in token_bounded_batches(self.count_tokens(prefixed), self._settings.batch_tokens):
-            encoded = self._model.encode(
-                [prefixed[index] for index in batch],
-                batch_size=len(batch),
-                convert_to_tensor=True,
-                show_progress_bar=False,
-            )
-            vectors[batch] = encoded.float().cpu().numpy()
-        # Normalised here, in float32, whatever the model's own last module and number format do.
-        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+            yield batch, *self._pass([prefixed[index] for index in batch], len(prefix) if tokens else None)
+
+    def _pass(self, texts: list[str], prefix: int | None) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`prefix`: the length of what the texts begin with and whose tokens are left out; None: no tokens."""
+        import torch
+
+        encoded = self._model.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self._settings.max_tokens,
+            padding=True,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        ends, special = encoded.pop("offset_mapping")[:, :, 1], encoded.pop("special_tokens_mask")
+        with torch.inference_mode():
+            features = self._model({name: value.to(self._model.device) for name, value in encoded.items()})
+            vectors = _unit(features["sentence_embedding"])
+            if prefix is None:
+                return vectors, []
+            content = (special == 0) & (ends > prefix)
+            tokens = _unit(features["token_embeddings"])
+        return vectors, [own[keep] for own, keep in zip(tokens, content.numpy(), strict=True)]
+
+
+def _unit(vectors: Any) -> np.ndarray:
+    """A tensor's rows, normalised here, in float32, whatever the model's own last module and number format do."""
+    exact = vectors.float().cpu().numpy()
+    unit: np.ndarray = exact / np.linalg.norm(exact, axis=-1, keepdims=True)
+    return unit

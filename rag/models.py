@@ -27,11 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rag.config import Settings
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
-from rag.types import CountTokens
+from rag.types import CountTokens, TokenOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +117,31 @@ def load_token_counter(located: str, *, special_tokens: bool = False) -> CountTo
         return len(tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     return count_tokens
+
+
+def load_token_offsets(settings: EmbedderSettings, cache_dir: Path) -> TokenOffsets:
+    """A function texts -> where the content tokens of each start and end in it, int (tokens, 2), in any thread.
+
+    They are those whose vectors SentenceEmbedder.encode_tokens gives for passages: cut where the embedder cuts, without
+    special tokens and those of the prefix. Loads no weights. Raises ModelError.
+    """
+    from tokenizers import Tokenizer
+
+    located = locate_model(settings.model, cache_dir)
+    tokenizer = Tokenizer.from_file(str(model_file(located, "tokenizer.json")))
+    tokenizer.enable_truncation(settings.max_tokens)
+    tokenizer.no_padding()
+    prefix = settings.passage_prefix
+
+    def offsets_of(texts: list[str]) -> list[np.ndarray]:
+        found = []
+        for encoded in tokenizer.encode_batch([prefix + text for text in texts]):
+            offsets = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2) - len(prefix)
+            content = (np.array(encoded.special_tokens_mask) == 0) & (offsets[:, 1] > 0)
+            found.append(np.maximum(offsets[content], 0))
+        return found
+
+    return offsets_of
 
 
 def embedding_dimension(settings: EmbedderSettings, cache_dir: Path) -> int:
@@ -264,7 +291,7 @@ def main() -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         settings = load_settings()
-        for reference in (settings.embedder.model, settings.reranker.model, settings.generator.model):
+        for reference in settings.model_references:
             located = locate_model(reference, settings.cache_dir)
             if "--quiet" not in sys.argv:
                 logger.info("model %s: %s", reference, located)

@@ -333,10 +333,12 @@ class _Flow:
     async def _similarity(self, text: str, evidence: Evidence) -> list[np.ndarray]:
         """The scorer's values for every evidence sentence; by shared words when it is down (`ground` degraded)."""
         texts: list[str] = []
+        kept: list[bytes] = []
         spans: list[list[Span]] = []
         for passage, own in zip(evidence.passages, evidence.spans, strict=True):
             full, shift = scored_text(passage.hit)
             texts.append(full)
+            kept.append(passage.hit.token_vectors)
             spans.append([(start + shift, end + shift) for start, end in own])
         if not understands(self.settings.reranker.languages, self.question.text):
             return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
@@ -344,7 +346,7 @@ class _Flow:
             try:
                 scores = await self.clock.run(
                     "ground",
-                    lambda: self.steps.search.score([text], texts, spans),
+                    lambda: self.steps.search.score([text], texts, spans, kept),
                     self.settings.deadlines.ground_s,
                     optional=True,
                 )

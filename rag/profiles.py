@@ -17,11 +17,10 @@ def _gate(profile: str) -> dict[str, Any]:
 
 PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
-        "embedder": {"model": MINILM, "languages": ["latin"]},
+        "embedder": {"model": MINILM, "languages": ["latin"], "token_vectors": True},
         "ingest": {"ray_documents": None},
         "reranker": {
             "kind": "maxsim",
-            "model": MINILM,
             "languages": ["latin"],
             "blend": 0.5,
             "candidates": 16,

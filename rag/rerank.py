@@ -1,16 +1,16 @@
 """How well spans of texts match queries: late interaction over token vectors, or a cross-encoder.
 
-Both have one method, `score(requests)`: for each request, per text a float32 array (queries, spans) within 0..1.
-A passage is reranked by one span over the whole of it; a sentence is scored as a span within its passage. The
-requests of one call share forward passes.
+Both give, for each text, a float32 array (queries, spans) within 0..1. A passage is reranked by one span over the whole
+of it; a sentence is scored as a span within its passage.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,110 @@ from rag.batching import token_bounded_batches, token_lengths
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
 from rag.step_settings import RerankerSettings
-from rag.types import Span
+from rag.token_vectors import count_coded, decode_tokens, encode_tokens, rotate
+from rag.types import Span, TextKind, TokenOffsets
+
+T = TypeVar("T")
+
+
+class EmbedTokens(Protocol):
+    """n texts -> of each its content tokens' vectors, float32 (tokens, dim), rows of L2 norm 1."""
+
+    def __call__(self, texts: list[str], kind: TextKind) -> Awaitable[list[np.ndarray]]: ...
+
+
+class MaxSimReranker:
+    """Late interaction: the mean over the query's tokens of the largest cosine to any token of the span.
+
+    Source: ColBERT (Khattab and Zaharia, 2020), here with an embedder's own last-layer token vectors, untrained,
+    and a mean in place of the sum so that queries of unlike length share one scale. Negative means become 0.
+    A text's tokens were encoded with the whole of it, so that a sentence's know their paragraph, and are sliced by
+    `offsets`. A text that comes without its token vectors gets them from `embed_tokens`, coded as an index has them, so
+    that a score does not hang on where they come from; those of the last `kept` texts, and queries, stay in memory.
+    """
+
+    def __init__(self, embed_tokens: EmbedTokens, offsets: TokenOffsets, dimension: int, kept: int) -> None:
+        self._embed_tokens = embed_tokens
+        self._offsets = offsets
+        self._dimension = dimension
+        self._queries = _Recent[np.ndarray](kept)
+        self._texts = _Recent[bytes](kept)
+
+    async def score(
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
+        """See rag.types.Score. A span without tokens (cut off by the model's limit, or blank) scores 0."""
+        parts = [index for index, own in enumerate(spans) if own != [(0, len(texts[index]))]]
+        found = await asyncio.to_thread(self._offsets, [texts[index] for index in parts])
+        offsets = dict(zip(parts, found, strict=True))
+        stored = [
+            # Others than the text has tokens are another text's: the document changed since the search.
+            b"" if index in offsets and count_coded(coded, self._dimension) != len(offsets[index]) else coded
+            for index, coded in enumerate(token_vectors)
+        ]
+        rotated, made = await asyncio.gather(
+            self._queries.get(queries, self._rotated),
+            self._texts.get([text for text, coded in zip(texts, stored, strict=True) if not coded], self._coded),
+        )
+        rest = iter(made)
+        coded = [own or next(rest) for own in stored]
+        return await asyncio.to_thread(self._compare, rotated, spans, coded, offsets)
+
+    async def _rotated(self, queries: list[str]) -> list[np.ndarray]:
+        return [rotate(vectors) for vectors in await self._embed_tokens(queries, "query")]
+
+    async def _coded(self, texts: list[str]) -> list[bytes]:
+        vectors = await self._embed_tokens(texts, "passage")
+        return await asyncio.to_thread(lambda: [encode_tokens(own) for own in vectors])
+
+    def _compare(
+        self,
+        queries: Sequence[np.ndarray],
+        spans: Sequence[Sequence[Span]],
+        coded: Sequence[bytes],
+        offsets: dict[int, np.ndarray],
+    ) -> list[np.ndarray]:
+        vectors = decode_tokens(coded, self._dimension)
+        similarity = np.concatenate(queries) @ vectors.T  # (query tokens of all, text tokens of all)
+        parts_of_queries = np.cumsum([len(query) for query in queries])[:-1]
+        ends = np.cumsum([count_coded(own, self._dimension) for own in coded])[:-1]
+        results = []
+        for index, own in enumerate(np.split(similarity, ends, axis=1)):
+            scores = np.zeros((len(queries), len(spans[index])), dtype=np.float32)
+            for column, span in enumerate(spans[index]):
+                inside = own[:, _within(offsets[index], span)] if index in offsets else own
+                if not inside.shape[1]:
+                    continue
+                for row, best in enumerate(np.split(inside.max(axis=1), parts_of_queries)):
+                    scores[row, column] = np.clip(best.mean(), 0.0, 1.0) if len(best) else 0.0
+            results.append(scores)
+        return results
+
+
+class _Recent(Generic[T]):
+    """What was made of the last `size` texts."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: OrderedDict[str, T] = OrderedDict()
+
+    async def get(self, texts: list[str], make: Callable[[list[str]], Awaitable[list[T]]]) -> list[T]:
+        """Of each text what `make` gives, once for texts that are alike."""
+        found = {text: self._kept[text] for text in texts if text in self._kept}
+        if missing := sorted(set(texts) - found.keys()):
+            found.update(zip(missing, await make(missing), strict=True))
+        for text in texts:
+            self._kept[text] = found[text]
+            self._kept.move_to_end(text)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return [found[text] for text in texts]
+
+
+def _within(offsets: np.ndarray, span: Span) -> np.ndarray:
+    """bool (tokens,): a token belongs to a span when it lies wholly within it."""
+    inside: np.ndarray = (offsets[:, 0] >= span[0]) & (offsets[:, 1] <= span[1])
+    return inside
 
 
 class ScoreRequest(NamedTuple):
@@ -29,92 +132,6 @@ class ScoreRequest(NamedTuple):
     spans: list[list[Span]]
 
 
-@dataclass(frozen=True, slots=True)
-class _TokenVectors:
-    """One text's content tokens: unit vectors (tokens, dim) and where each token starts and ends."""
-
-    vectors: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-
-class MaxSimScorer:
-    """Late interaction: the mean over the query's tokens of the largest cosine to any token of the span.
-
-    Source: ColBERT (Khattab and Zaharia, 2020), here with an embedder's own last-layer token vectors, untrained,
-    and a mean in place of the sum so that queries of unlike length share one scale. Negative means become 0.
-    A text is encoded whole, so that a sentence's tokens know their paragraph, and sliced by offsets.
-    """
-
-    def __init__(self, settings: RerankerSettings, model: str) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        torch.set_num_threads(settings.threads)
-        self._settings = settings
-        self._model = _load(SentenceTransformer, settings, model)
-        self._model.max_seq_length = settings.max_tokens
-        self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
-        self._kept: OrderedDict[str, _TokenVectors] = OrderedDict()
-
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens that each text takes in a forward pass; in any thread."""
-        return self._token_lengths(texts)
-
-    def score(self, requests: list[ScoreRequest]) -> list[list[np.ndarray]]:
-        """See the module. A span without tokens (cut off by the model's limit, or blank) scores 0."""
-        encoded = self._encode([text for request in requests for text in (*request.queries, *request.texts)])
-        return [
-            [
-                _span_scores([encoded[query].vectors for query in request.queries], encoded[text], spans)
-                for text, spans in zip(request.texts, request.spans, strict=True)
-            ]
-            for request in requests
-        ]
-
-    def token_vectors(self, texts: list[str]) -> list[np.ndarray]:
-        """Per text the unit vectors of its content tokens, float32 (tokens, dim), in the given order."""
-        encoded = self._encode(texts)
-        return [encoded[text].vectors for text in texts]
-
-    def _encode(self, texts: list[str]) -> dict[str, _TokenVectors]:
-        """Token vectors by text; texts seen lately are not encoded again."""
-        found = {text: self._kept[text] for text in texts if text in self._kept}
-        missing = sorted(set(texts) - found.keys())
-        if missing:
-            for batch in token_bounded_batches(self.count_tokens(missing), self._settings.batch_tokens):
-                found.update(self._encode_batch([missing[index] for index in batch]))
-        for text in texts:
-            self._kept[text] = found[text]
-            self._kept.move_to_end(text)
-        while len(self._kept) > self._settings.cached_texts:
-            self._kept.popitem(last=False)
-        return found
-
-    def _encode_batch(self, texts: list[str]) -> dict[str, _TokenVectors]:
-        import torch
-
-        tokens = self._model.tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._settings.max_tokens,
-            padding=True,
-            return_tensors="pt",
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        offsets = tokens.pop("offset_mapping").numpy()
-        special = tokens.pop("special_tokens_mask").numpy()
-        with torch.inference_mode():
-            features = self._model[0]({name: value.to(self._model.device) for name, value in tokens.items()})
-            vectors = torch.nn.functional.normalize(features["token_embeddings"].float(), dim=-1).cpu().numpy()
-        result = {}
-        for row, text in enumerate(texts):
-            keep = special[row] == 0
-            result[text] = _TokenVectors(vectors[row][keep], offsets[row][keep, 0], offsets[row][keep, 1])
-        return result
-
-
 class CrossEncoderScorer:
     """Any sentence-transformers CrossEncoder with one output; its score through a sigmoid.
 
@@ -123,11 +140,10 @@ class CrossEncoderScorer:
 
     def __init__(self, settings: RerankerSettings, model: str) -> None:
         import torch
-        from sentence_transformers import CrossEncoder
 
         torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._model = _load(CrossEncoder, settings, model)
+        self._model = _load(settings, model)
         self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
         self._sigmoid = torch.nn.Sigmoid()
         if self._model.num_labels != 1:
@@ -140,7 +156,7 @@ class CrossEncoderScorer:
         return self._token_lengths(texts)
 
     def score(self, requests: list[ScoreRequest]) -> list[list[np.ndarray]]:
-        """See the module."""
+        """For each request, per text a float32 array (queries, spans) within 0..1; they share forward passes."""
         pairs = [
             (query, text[start:end])
             for request in requests
@@ -173,14 +189,6 @@ class CrossEncoderScorer:
         return scores
 
 
-Scorer = MaxSimScorer | CrossEncoderScorer
-
-
-def load_scorer(settings: RerankerSettings, model: str) -> Scorer:
-    """The scorer that the settings name; `model` is a folder or hub name. Raises ModelError."""
-    return MaxSimScorer(settings, model) if settings.kind == "maxsim" else CrossEncoderScorer(settings, model)
-
-
 def _dtype(settings: RerankerSettings) -> str:
     """Scores are made anew for each question, so that a coarser format leaves nothing behind (its parity is tested)."""
     if settings.dtype != "auto":
@@ -189,11 +197,12 @@ def _dtype(settings: RerankerSettings) -> str:
     return "bfloat16" if computes_it else "float32"
 
 
-def _load(loader: Any, settings: RerankerSettings, model: str) -> Any:
+def _load(settings: RerankerSettings, model: str) -> Any:
     import torch
+    from sentence_transformers import CrossEncoder
 
     try:
-        return loader(
+        return CrossEncoder(
             model,
             device=settings.device,
             model_kwargs={"dtype": getattr(torch, _dtype(settings))},
@@ -201,17 +210,3 @@ def _load(loader: Any, settings: RerankerSettings, model: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"the reranker {settings.model} cannot be loaded: {error}") from error
-
-
-def _span_scores(queries: list[np.ndarray], text: _TokenVectors, spans: list[Span]) -> np.ndarray:
-    """(queries, spans): a token belongs to a span when it lies wholly within it."""
-    scores = np.zeros((len(queries), len(spans)), dtype=np.float32)
-    similarities = [query @ text.vectors.T for query in queries]  # each (query tokens, text tokens)
-    for column, (start, end) in enumerate(spans):
-        inside = (text.starts >= start) & (text.ends <= end)
-        if not inside.any():
-            continue
-        for row, similarity in enumerate(similarities):
-            if similarity.shape[0]:
-                scores[row, column] = np.clip(similarity[:, inside].max(axis=1).mean(), 0.0, 1.0)
-    return scores

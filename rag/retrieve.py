@@ -22,7 +22,19 @@ from rag.filters import Filter
 from rag.fuse import fuse_hits, order_by_blend
 from rag.language import Language, language_of
 from rag.step_settings import CalibrationSettings
-from rag.types import DenseSearch, Embed, Groups, Hit, LexicalSearch, Score, SearchResult, Span, Stage, Vector
+from rag.types import (
+    DenseSearch,
+    Embed,
+    Groups,
+    Hit,
+    LexicalSearch,
+    Score,
+    SearchResult,
+    Span,
+    Stage,
+    StoredTokenVectors,
+    Vector,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +44,14 @@ DEGRADABLE = (StageError, StoreUnavailableError, ModelError, OverloadedError)
 
 @dataclass(frozen=True, slots=True)
 class SearchSteps:
-    """The callables of the searching half."""
+    """The callables of the searching half; `token_vectors` is None where the reranker has no use for them."""
 
     embed: Embed
     dense_search: DenseSearch
     lexical_search: LexicalSearch
     score: Score
     terms: Callable[[str], list[str]]
+    token_vectors: StoredTokenVectors | None = None
 
 
 async def retrieve(
@@ -87,7 +100,7 @@ async def retrieve(
         # All that either branch found: a reranker reads its own number of candidates from the top.
         hits = fuse_hits([result.hits for result in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
     if rerank and hits:
-        hits = await _rerank(query, hits, steps, settings, clock)
+        hits = await _rerank(query, collection, hits, steps, settings, clock)
     return SearchResult(tuple(hits), found[0].index_version)
 
 
@@ -124,7 +137,7 @@ async def _dense(
 
 
 async def _rerank(
-    query: str, hits: list[Hit], steps: SearchSteps, settings: Settings, clock: RequestClock
+    query: str, collection: str, hits: list[Hit], steps: SearchSteps, settings: Settings, clock: RequestClock
 ) -> list[Hit]:
     """The first candidates in the blended order, the others behind them; the fused order when the stage fails."""
     candidates, rest = hits[: settings.reranker.candidates], hits[settings.reranker.candidates :]
@@ -132,10 +145,13 @@ async def _rerank(
     calibration = settings.reranker.calibration
     if understands(settings.reranker.languages, query):
         spans: list[list[Span]] = [[(0, len(text))] for text in texts]
+
+        async def score() -> tuple[list[Hit], list[np.ndarray]]:
+            known = await _with_token_vectors(collection, candidates, steps.token_vectors)
+            return known, await steps.score([query], texts, spans, [hit.token_vectors for hit in known])
+
         try:
-            scores = await clock.run(
-                "rerank", lambda: steps.score([query], texts, spans), settings.deadlines.rerank_s, optional=True
-            )
+            candidates, scores = await clock.run("rerank", score, settings.deadlines.rerank_s, optional=True)
         except DEGRADABLE as error:
             logger.warning("answering without reranking: %s", error)
             clock.leave_out("rerank")
@@ -150,6 +166,18 @@ async def _rerank(
         for hit, score in zip(candidates, raw, strict=True)
     ]
     return order_by_blend(scored, settings.reranker.blend) + rest
+
+
+async def _with_token_vectors(collection: str, hits: list[Hit], fetch: StoredTokenVectors | None) -> list[Hit]:
+    """The hits with what the index keeps of their tokens; as they are where it cannot be had: it can be made anew."""
+    if fetch is None:
+        return hits
+    try:
+        kept = await fetch(collection, [hit.chunk.chunk_id for hit in hits])
+    except DEGRADABLE as error:
+        logger.warning("reranking without the stored token vectors: %s", error)
+        return hits
+    return [replace(hit, token_vectors=own) for hit, own in zip(hits, kept, strict=True)]
 
 
 def _calibrated(score: float, calibration: CalibrationSettings | None) -> float:

@@ -6,9 +6,9 @@ Names of settings that a person may change stand in the README's table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from rag.filter_language import METADATA_FIELDS, check_field_names
 from rag.filters import FieldKind
@@ -24,7 +24,10 @@ class StepSettings(BaseModel):
 
 
 class EmbedderSettings(StepSettings):
-    """Texts to vectors. `max_tokens` is the model's own cut, special tokens included."""
+    """Texts to vectors. `max_tokens` is the model's own cut, special tokens included.
+
+    `token_vectors` are what the reranker `maxsim` compares; those that an index does not keep are made anew each time.
+    """
 
     model: str
     languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
@@ -32,6 +35,7 @@ class EmbedderSettings(StepSettings):
     query_prefix: str = ""
     passage_prefix: str = ""
     max_tokens: int = Field(256, ge=16)
+    token_vectors: bool = Field(False, description="keep those of each chunk in the index")
     batch_tokens: int = Field(4096, ge=64, description="padded tokens of one forward pass")
     batch_wait_s: float = Field(0.005, ge=0)
     threads: int = Field(2, ge=1)
@@ -91,13 +95,14 @@ class CalibrationSettings(StepSettings):
 class RerankerSettings(StepSettings):
     """How fused hits are reordered.
 
-    `maxsim` ranks by late interaction over token vectors, `cross-encoder` by any sentence-transformers CrossEncoder.
-    The order is by `blend * rerank + (1 - blend) * fused`, both scaled to 0..1 within the candidates. A question in
-    a language that the model does not understand is scored by the words that it shares with a passage instead.
+    `maxsim` ranks by late interaction over the embedder's token vectors, `cross-encoder` by any sentence-transformers
+    CrossEncoder: `model`, and how it computes, are the latter's. The order is by `blend * rerank + (1 - blend) *
+    fused`, both scaled to 0..1 within the candidates. A question in a language that the model does not understand is
+    scored by the words that it shares with a passage instead.
     """
 
     kind: Literal["maxsim", "cross-encoder"] = "maxsim"
-    model: str
+    model: str | None = Field(None, description="of a cross-encoder; maxsim uses the embedder's")
     languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
     calibration: CalibrationSettings | None = Field(None, description="none: the model's scores are calibrated already")
     words_calibration: CalibrationSettings = CalibrationSettings(midpoint=0.6, slope=12.0)
@@ -113,8 +118,16 @@ class RerankerSettings(StepSettings):
     threads: int = Field(2, ge=1)
     device: str = "cpu"
     cached_texts: int = Field(
-        256, ge=0, description="texts whose token vectors are kept for the grounding that follows"
+        256,
+        ge=0,
+        description="texts whose token vectors, where the index keeps none, stay in memory after their making",
     )
+
+    @model_validator(mode="after")
+    def _name_a_model(self) -> Self:
+        if self.kind == "cross-encoder" and self.model is None:
+            raise ValueError("a cross-encoder needs reranker.model: a folder or a hub name")
+        return self
 
 
 EvidenceScale = Literal["rerank", "words", "dense", "lexical"]

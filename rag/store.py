@@ -32,12 +32,13 @@ from rag.store_rows import (
     decode_chunk,
     decode_document,
     decode_hit,
+    decode_token_vectors,
     encode_row,
     order_hits,
 )
 from rag.types import Chunk, Groups, Hit, IndexFingerprint, Scores, SearchResult, StoredChunk, StoredDocument, Vector
 
-UPSERT_ROWS = 256  # with every text at its longest still half of the 64 MiB that Milvus takes in one message
+UPSERT_ROWS = 256  # with text, terms and token vectors at their longest still below the 64 MiB of a message
 PAGE_ROWS = 1_000
 
 _NO_TERMS = "NaN or Inf value"  # Milvus Lite divides by the mean length, which is 0 where no chunk has a term
@@ -194,6 +195,24 @@ class MilvusStore:
             return SearchResult((), fingerprint.index_version)
         hits = await self._search(collection, index, analyzed_query, "sparse", "BM25", top_k, groups, where)
         return SearchResult(tuple(as_lexical(hit) for hit in hits), fingerprint.index_version)
+
+    async def token_vectors(self, collection: str, chunk_ids: Sequence[str]) -> list[bytes]:
+        """What the index keeps of each chunk's tokens, in the given order; empty where it keeps none.
+
+        Of any chunk: whoever asks knows its id from a search that its caller's groups were heeded in.
+        """
+        index = await self._searchable(collection)
+        if not index.built.fingerprint.token_vectors or not chunk_ids:
+            return [b""] * len(chunk_ids)
+        async with self._connection.async_client(collection) as client:
+            rows = await client.get(
+                index.physical,
+                ids=list(chunk_ids),
+                output_fields=["chunk_id", "token_vectors"],
+                timeout=self._timeout_s,
+            )
+        found = {row["chunk_id"]: decode_token_vectors(row) for row in rows}
+        return [found.get(chunk_id, b"") for chunk_id in chunk_ids]
 
     async def ping(self) -> None:
         """Raises StoreUnavailableError when Milvus does not answer."""

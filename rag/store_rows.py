@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from rag.columns import (
 from rag.errors import IndexMismatchError, InputError
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
@@ -98,6 +99,8 @@ def build_schema(built: BuiltIndex) -> CollectionSchema:
         max_length=MAX_TEXT_BYTES,
     )
     schema.add_field("metadata", DataType.JSON)
+    if built.fingerprint.token_vectors:
+        schema.add_field("token_vectors", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     if built.lexical:
         _add_lexical_columns(schema)
     return schema
@@ -158,6 +161,10 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
         "document_pages": -1 if row.document_pages is None else row.document_pages,
         "updated_at": to_column(row.updated_at),
     }
+    if built.fingerprint.token_vectors:
+        encoded = base64.b64encode(row.token_vectors).decode("ascii")
+        # Those of a very long chunk do not fit; a reranker makes them anew.
+        columns["token_vectors"] = encoded if len(encoded) <= MAX_TEXT_BYTES else ""
     if built.lexical:
         columns["analyzed"] = row.analyzed
     try:
@@ -182,6 +189,11 @@ def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
         last_page=_page(columns["last_page"]),
         page_starts=tuple(int(start) for start in columns["page_starts"]),
     )
+
+
+def decode_token_vectors(columns: Mapping[str, Any]) -> bytes:
+    """The token vectors of a row's column of that name, empty where none fitted."""
+    return base64.b64decode(columns["token_vectors"])
 
 
 def decode_document(columns: Mapping[str, Any]) -> StoredDocument:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -138,6 +138,7 @@ class IndexFingerprint:
     passage_prefix: str
     splitter: str  # the splitter's name, version and sizes
     analyzer: str  # the lexical analyzer's name and version
+    token_vectors: str = ""  # the name of their code (rag.token_vectors), empty where none are kept
 
     @property
     def index_version(self) -> str:
@@ -146,11 +147,18 @@ class IndexFingerprint:
         return hashlib.sha256(fields.encode("ascii")).hexdigest()[:12]
 
 
+class Embedding(NamedTuple):
+    """What an index keeps of a text: its vector, and its token vectors as rag.token_vectors codes them, or nothing."""
+
+    vector: Vector
+    token_vectors: bytes = b""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
     """A row of the store: a chunk, its vector (dim,) and terms, and its document's facts, the same on each row.
 
-    `analyzed` holds the terms that lexical search finds, separated by spaces.
+    `analyzed` holds the terms that lexical search finds, separated by spaces; `token_vectors` is as in Embedding.
     """
 
     chunk: Chunk
@@ -163,6 +171,7 @@ class StoredChunk:
     document_chunks: int
     document_pages: int | None
     updated_at: str
+    token_vectors: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +186,17 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that a search returned. `score` is what the last stage orders by."""
+    """A chunk that a search returned. `score` is what the last stage orders by.
+
+    `token_vectors` are those that the index keeps of it, once they were fetched for the reranker; empty before.
+    """
 
     chunk: Chunk
     title: str
     source: str
     score: float
     scores: Scores
+    token_vectors: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +337,20 @@ class LexicalSearch(Protocol):
 class Score(Protocol):
     """How well spans of texts match queries.
 
-    `spans[i]` are spans of `texts[i]`; the result holds, per text, a float32 array (queries, spans) in 0..1.
-    A passage is reranked by one span over its whole text; a sentence, by its span within the passage.
+    `spans[i]` are spans of `texts[i]`, and `token_vectors[i]` what the index keeps of it, or nothing; the result holds,
+    per text, a float32 array (queries, spans) in 0..1. A passage is reranked by one span over its whole text; a
+    sentence, by its span within the passage.
     """
 
     def __call__(
-        self, queries: list[str], texts: list[str], spans: list[list[Span]]
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
     ) -> Awaitable[list[np.ndarray]]: ...
+
+
+class StoredTokenVectors(Protocol):
+    """The token vectors that the index keeps of each of these chunks, in their order; empty where it keeps none."""
+
+    def __call__(self, collection: str, chunk_ids: list[str]) -> Awaitable[list[bytes]]: ...
 
 
 class Generate(Protocol):
@@ -342,4 +362,6 @@ class Generate(Protocol):
 
 
 CountTokens = Callable[[str], int]
+# Texts -> of each where its content tokens start and end, int (tokens, 2), as the embedder cuts it.
+TokenOffsets = Callable[[list[str]], list[np.ndarray]]
 SplitSentences = Callable[[str], Sequence[Span]]

@@ -77,7 +77,7 @@ def ingest(settings: Settings, store: MilvusStore, collection: str, folder: Path
             [folder],
             store=store,
             journal=journal,
-            embed=lambda texts: HashEmbedder().encode(texts, "passage"),
+            embed=HashEmbedder().embed_passages,
             analyze=str.lower,
             prepare=prepare_here(settings, count_words),
             fingerprint=FINGERPRINT,

@@ -25,6 +25,7 @@ from rag.store_rows import (
 )
 from rag.types import (
     Chunk,
+    Embedding,
     Groups,
     Hit,
     IndexFingerprint,
@@ -53,6 +54,10 @@ class HashEmbedder:
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """As `encode`."""
         return self.encode(texts, kind)
+
+    def embed_passages(self, texts: Sequence[str]) -> list[Embedding]:
+        """As `encode`, a text each, without token vectors."""
+        return [Embedding(vector) for vector in self.encode(texts, "passage")]
 
     def _vector(self, text: str) -> np.ndarray:
         vector = np.zeros(self.dimension, dtype=np.float32)
@@ -160,6 +165,12 @@ class InMemoryStore:
         hits = [as_lexical(_hit(row, score)) for row, score in found if row.chunk.chunk_id in visible]
         await asyncio.sleep(0)
         return SearchResult(order_hits(hits)[:top_k], fingerprint.index_version)
+
+    async def token_vectors(self, collection: str, chunk_ids: Sequence[str]) -> list[bytes]:
+        kept = self._check(collection).token_vectors
+        rows = self._rows[collection]
+        await asyncio.sleep(0)
+        return [rows[one].token_vectors if kept and one in rows else b"" for one in chunk_ids]
 
     def lexical_problem(self) -> str | None:
         return None

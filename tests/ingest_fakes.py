@@ -10,14 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ingest.journal import Journal, Unfinished
 from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from rag.config import Settings, load_settings
 from rag.filters import Filter
-from rag.types import IndexFingerprint, StoredChunk
+from rag.types import Embedding, IndexFingerprint, StoredChunk
 from tests.fakes import HashEmbedder, InMemoryStore
 
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "splitter", "analyzer")
@@ -50,12 +48,12 @@ class Store(InMemoryStore):
 
 
 @cache
-def _embed_one(text: str) -> np.ndarray:
-    return HashEmbedder().encode([text], "passage")[0]
+def _embed_one(text: str) -> Embedding:
+    return HashEmbedder().embed_passages([text])[0]
 
 
-def embed(texts: list[str]) -> np.ndarray:
-    return np.stack([_embed_one(text) for text in texts])
+def embed(texts: list[str]) -> list[Embedding]:
+    return [_embed_one(text) for text in texts]
 
 
 def ingest(store: Any, *paths: Path | str, settings: Settings | None = None, **options: Any) -> IngestReport:

@@ -91,7 +91,9 @@ class WordScorer:
         self._error = error
         self._fails_from = fails_from
 
-    async def __call__(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+    async def __call__(
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
         self.calls.append(queries)
         await asyncio.sleep(0)
         if self._error is not None and len(self.calls) > self._fails_from:

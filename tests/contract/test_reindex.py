@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ingest.copy_chunks import Files, StoredTexts
@@ -25,7 +24,7 @@ from rag.filters import Equals
 from rag.index_versions import REGISTRY, IndexVersion
 from rag.milvus import MilvusConnection
 from rag.store import MilvusStore
-from rag.types import Chunk, IndexFingerprint, StoredChunk
+from rag.types import Chunk, Embedding, IndexFingerprint, StoredChunk
 from tests.crash import raw_client
 from tests.pipeline_fakes import make_settings
 from tests.search_load import Asking, unit_vectors
@@ -51,10 +50,10 @@ class CountingEmbedder:
         self._dimension = dimension
         self._meanwhile = meanwhile
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
+    def __call__(self, texts: list[str]) -> list[Embedding]:
         self._meanwhile()
         self.texts += len(texts)
-        return unit_vectors(len(texts), self._dimension)
+        return [Embedding(vector) for vector in unit_vectors(len(texts), self._dimension)]
 
 
 def row(number: int, dimension: int = 4, **changes: Any) -> StoredChunk:

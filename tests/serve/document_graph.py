@@ -13,7 +13,7 @@ from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
 from deployments.retriever import Retriever
 from rag.config import Settings
-from rag.types import TextKind
+from rag.types import Embedding, TextKind
 from tests.fakes import HashEmbedder
 from tests.serve.fake_graph import FakeGenerator, FakeReranker
 
@@ -27,9 +27,11 @@ class SlowEmbedder:
         self._embedder = HashEmbedder(384)
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
-        if kind == "passage":
-            await asyncio.sleep(EMBED_S)
         return await self._embedder.embed(texts, kind)
+
+    async def embed_passages(self, texts: list[str]) -> list[Embedding]:
+        await asyncio.sleep(EMBED_S)
+        return self._embedder.embed_passages(texts)
 
     async def ready(self) -> None:
         return None

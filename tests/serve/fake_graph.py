@@ -77,6 +77,9 @@ class FakeRetriever:
     ) -> SearchResult:
         return await self._store.lexical_search(collection, analyze(query), top_k, groups=groups, where=where)
 
+    async def token_vectors(self, collection: str, chunk_ids: list[str]) -> list[bytes]:
+        return await self._store.token_vectors(collection, chunk_ids)
+
     async def index_versions(self) -> dict[str, str]:
         return {"default": FINGERPRINT.index_version}
 
@@ -92,7 +95,9 @@ class FakeIndexer:
 class FakeReranker:
     """Scores by the fraction of the query's terms that a span holds."""
 
-    async def score(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
+    async def score(
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
         wanted = [set(terms(query)) for query in queries]
         return [
             np.array(

@@ -49,8 +49,9 @@ RAG = {
     "batching": set[str](),
     "cpu": set[str](),
     # steps, and the parts of those that are more than one file
-    "embed": EVERY_STEP | {"batching"},
-    "rerank": EVERY_STEP | {"batching", "cpu"},
+    "token_vectors": set[str](),
+    "embed": EVERY_STEP | {"batching", "token_vectors"},
+    "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
     "analyze": set[str](),
     "store": EVERY_STEP | {"filters", "store_rows", "milvus", "index_versions"},
     "milvus": {"errors", "store_rows"},

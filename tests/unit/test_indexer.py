@@ -37,7 +37,7 @@ class Silent:
     """A handle of a deployment without a replica: Serve keeps its calls."""
 
     @property
-    def embed(self) -> Silent:
+    def embed_passages(self) -> Silent:
         return self
 
     def remote(self, *_given: object) -> asyncio.Future[None]:

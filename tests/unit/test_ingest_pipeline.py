@@ -15,7 +15,7 @@ from rag.config import Settings
 from rag.errors import IndexMismatchError, StoreUnavailableError
 from rag.filters import Filter
 from rag.step_settings import ChunkSettings
-from rag.types import IndexFingerprint, StoredChunk
+from rag.types import Embedding, IndexFingerprint, StoredChunk
 from tests.fakes import HashEmbedder, InMemoryStore
 from tests.ingest_fakes import (
     COLLECTION,
@@ -129,9 +129,9 @@ def test_batches_are_full_across_documents(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text(f"One short text about number {number}.")
     sizes: list[int] = []
 
-    def embed(texts: list[str]) -> np.ndarray:
+    def embed(texts: list[str]) -> list[Embedding]:
         sizes.append(len(texts))
-        return HashEmbedder().encode(texts, "passage")
+        return HashEmbedder().embed_passages(texts)
 
     assert counts(ingest(Store(), tmp_path, embed=embed)) == (5, 0, 0, 0, 0)
     assert sizes == [4, 1]
@@ -142,9 +142,9 @@ def test_what_is_embedded_and_what_is_analysed(tmp_path: Path) -> None:
     embedded: list[str] = []
     analyzed: list[str] = []
 
-    def embed(texts: list[str]) -> np.ndarray:
+    def embed(texts: list[str]) -> list[Embedding]:
         embedded.extend(texts)
-        return HashEmbedder().encode(texts, "passage")
+        return HashEmbedder().embed_passages(texts)
 
     def analyze(text: str) -> str:
         analyzed.append(text)

@@ -64,7 +64,7 @@ class Bench:
             store=self.store,
             journal=journal,
             say=print,
-            embed=lambda texts: HashEmbedder().encode(texts, "passage"),
+            embed=HashEmbedder().embed_passages,
             analyze=str.lower,
             count_tokens=lambda text: len(text.split()),
             fingerprint=FINGERPRINT,

@@ -72,9 +72,12 @@ class Ranking:
         self._scores = scores
         self.texts: list[str] = []
         self.spans: list[list[Span]] = []
+        self.token_vectors: list[bytes] = []
 
-    async def __call__(self, queries: list[str], texts: list[str], spans: list[list[Span]]) -> list[np.ndarray]:
-        self.texts, self.spans = texts, spans
+    async def __call__(
+        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
+    ) -> list[np.ndarray]:
+        self.texts, self.spans, self.token_vectors = texts, spans, token_vectors
         await asyncio.sleep(0)
         return [np.array([[self._scores.get(text, 0.0)]], dtype=np.float32) for text in texts]
 
@@ -152,6 +155,34 @@ async def test_only_the_first_candidates_are_reranked_and_the_rest_stays_behind(
     assert ids(found) == ["c", "b", "a", "d", "e"]
     assert scorer.texts == ["Text a.", "Text b.", "Text c."]
     assert [hit.scores.rerank is None for hit in found.hits] == [False, False, False, True, True]
+
+
+async def test_the_candidates_token_vectors_come_from_the_index_and_stay_with_the_hits() -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    async def fetch(collection: str, chunk_ids: list[str]) -> list[bytes]:
+        asked.append((collection, chunk_ids))
+        return [b"" if name == "b" else name.encode() for name in chunk_ids]
+
+    scorer = Ranking({"Text c.": 0.9})
+    both = {"dense_search": finds("a", "b", "c", "d"), "lexical_search": finds()}
+    steps = make_search(**both, score=scorer, token_vectors=fetch)
+    found, _ = await search(steps, make_settings(reranker={"candidates": 3}))
+    assert asked == [("default", ["a", "b", "c"])]
+    assert scorer.token_vectors == [b"a", b"", b"c"]
+    assert [(hit.chunk.chunk_id, hit.token_vectors) for hit in found.hits] == [
+        ("c", b"c"), ("a", b"a"), ("b", b""), ("d", b""),
+    ]  # fmt: skip
+
+
+async def test_reranking_goes_on_when_the_token_vectors_cannot_be_fetched() -> None:
+    scorer = Ranking({"Text b.": 0.9})
+    gone = raising(StoreUnavailableError("gone"))
+    steps = make_search(dense_search=finds("a", "b"), lexical_search=finds(), score=scorer, token_vectors=gone)
+    found, clock = await search(steps)
+    assert ids(found) == ["b", "a"]
+    assert scorer.token_vectors == [b"", b""]
+    assert clock.degraded == []
 
 
 async def test_reranking_keeps_the_fused_order_of_ties() -> None:
