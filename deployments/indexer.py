@@ -132,8 +132,10 @@ class Indexer:
     def _embed(self, texts: list[str]) -> list[Embedding]:
         """By the embedder's deployment, no more texts at once than a forward pass takes: questions come in between."""
         embedded: dict[int, Embedding] = {}
-        lengths = [self._count_tokens(text) for text in texts]
-        for batch in token_bounded_batches(lengths, self._settings.embedder.batch_tokens):
+        embedder = self._settings.embedder
+        # A chunk in a language that the embedder does not understand may be longer than it reads.
+        lengths = [min(self._count_tokens(text), embedder.max_tokens) for text in texts]
+        for batch in token_bounded_batches(lengths, embedder.batch_tokens):
             embedded.update(zip(batch, self._call_embedder([texts[index] for index in batch]), strict=True))
         return [embedded[index] for index in range(len(texts))]
 

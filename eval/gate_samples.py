@@ -22,7 +22,8 @@ from rag.config import Settings
 from rag.errors import StageError
 from rag.evidence import read_features, scale_of
 from rag.filters import Not, OneOf
-from rag.retrieve import SearchSteps, retrieve, understands
+from rag.language import understands
+from rag.retrieve import SearchSteps, retrieve
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale
 from rag.types import Hit

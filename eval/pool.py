@@ -17,6 +17,7 @@ from eval.dataset import check_names, first_of_each_text, read_documents, set_na
 from ingest.chunk import chunk_document, embedding_text
 from ingest.load import Failure, load_documents
 from ingest.parse import parse_document
+from ingest.prepare import choose_counter
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.types import CountTokens
@@ -77,7 +78,8 @@ def cut_pool(path: Path, settings: Settings, count_tokens: CountTokens, wanted: 
             parsed = parse_document(document, settings.ingest, path)
         except DocumentError as error:
             raise BenchError(f"{document.source}: {error}") from error
-        texts += [embedding_text(chunk) for chunk in chunk_document(parsed, settings.chunk, count_tokens)]
+        count = choose_counter(parsed.text, settings.embedder.languages, count_tokens)
+        texts += [embedding_text(chunk) for chunk in chunk_document(parsed, settings.chunk, count)]
         documents += 1
         if len(texts) >= left[0]:
             cuts.append(Cut(documents, list(texts), time.perf_counter() - began))

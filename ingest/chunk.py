@@ -1,6 +1,7 @@
 """ParsedDocument -> chunks: sections first, whole blocks where they fit, sentences where they do not.
 
-What is measured is what will be embedded: the heading path, a line end, and the chunk's text, in the embedder's tokens.
+What is measured is what will be embedded: the heading path, a line end, and the chunk's text, in tokens as the caller
+counts them (ingest.prepare says which).
 Heading lines are left out of the text, since they stand in `heading`; a section that is only a heading yields nothing.
 The document's text is not stored beside its chunks: parsing the same revision again, with the same settings, gives it.
 """
@@ -15,11 +16,12 @@ from hashlib import blake2b
 from itertools import takewhile
 
 from ingest.blocks import Block, find_blocks, overlap_starts, split_block
+from rag.language import Language
 from rag.step_settings import ChunkSettings
 from rag.types import Chunk, CountTokens, Heading, ParsedDocument, Span
 
 # Part of the index's fingerprint: raise it when parsing or splitting gives other chunks for the same file.
-SPLITTER_VERSION = "2"
+SPLITTER_VERSION = "3"
 
 _MAX_CHARS_PER_TOKEN = 12  # a run that the tokenizer takes for one unknown word is long text all the same
 _MAX_CHARS = 16_000  # the store holds 65,535 bytes of text, a character takes up to 4
@@ -28,9 +30,14 @@ _MAX_HEADING_FRACTION = 0.25
 _MAX_OVERLAP_FRACTION = 0.25
 
 
-def splitter_name(settings: ChunkSettings) -> str:
-    """The splitter's part of an index's fingerprint: chunks made under another name do not mix with these."""
-    return f"{SPLITTER_VERSION}:{settings.max_tokens}:{settings.overlap_tokens}"
+def splitter_name(settings: ChunkSettings, languages: tuple[Language, ...] | None) -> str:
+    """The splitter's part of an index's fingerprint: chunks made under another name do not mix with these.
+
+    `languages` are those that the embedder understands (None: all), in any order: documents in others are measured
+    otherwise.
+    """
+    understood = "all" if languages is None else "+".join(sorted(set(languages)))
+    return f"{SPLITTER_VERSION}:{settings.max_tokens}:{settings.overlap_tokens}:{understood}"
 
 
 def embedding_text(chunk: Chunk) -> str:

@@ -31,7 +31,8 @@ Row = tuple[Chunk, StoredDocument]
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did: chunks written, those among them whose end the embedder does not read, files not read."""
+    """What a copy did: chunks written, those among them whose end the embedder does not read though it understands
+    their language, files not read."""
 
     chunks: int = 0
     cut: int = 0
@@ -55,7 +56,7 @@ class StoredTexts:
     store: MilvusStore
     embed: EmbedPassages
     analyze: Analyze
-    is_cut: Callable[[str], bool]  # whether the embedder leaves out the end of a text
+    is_cut: Callable[[str], bool]  # whether the embedder leaves out the end of a text that it understands
     batch: int
     on_written: Callable[[int], None]  # with the number of chunks of each batch
 

@@ -19,7 +19,7 @@ def index_fingerprint(settings: Settings) -> IndexFingerprint:
         normalized=True,
         query_prefix=embedder.query_prefix,
         passage_prefix=embedder.passage_prefix,
-        splitter=splitter_name(settings.chunk),
+        splitter=splitter_name(settings.chunk, embedder.languages),
         analyzer=ANALYZER_VERSION,
         token_vectors=CODE_NAME if embedder.token_vectors else "",
     )

@@ -14,6 +14,7 @@ from ingest.journal import Recorded, Unfinished
 from ingest.parse import parse_document
 from rag.config import Settings
 from rag.errors import DocumentError
+from rag.language import Language, understands
 from rag.types import Chunk, CountTokens, Document, Embedding
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ _MAX_PAGES_OF_CHUNK = 4096  # the most that a row of the store can list
 # How far to read ahead: the documents of a batch to embed while they are rows of a few hundred bytes.
 _AHEAD_DOCUMENTS = 256
 _AHEAD_BYTES = 2**20
+_CHARS_PER_TOKEN = 2
+# Enough to tell a language, spread so that no preface decides for the rest; the whole may be 20 million characters.
+_SAMPLE_PIECES, _PIECE_CHARS = 64, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ Prepare = Callable[[Iterable[Work]], Generator[tuple[Work, Outcome], None, None]
 def prepare_document(document: Document, path: Path, settings: Settings, count_tokens: CountTokens) -> Prepared:
     """Parses and chunks the file at `path`, which must still have the document's revision. Raises DocumentError."""
     parsed = parse_document(document, settings.ingest, path)
-    chunks = chunk_document(parsed, settings.chunk, count_tokens)
+    count = choose_counter(parsed.text, settings.embedder.languages, count_tokens)
+    chunks = chunk_document(parsed, settings.chunk, count)
     if not chunks:
         raise DocumentError("it holds no text beside headings and white space; write some or leave it out")
     if any(len(chunk.page_starts) > _MAX_PAGES_OF_CHUNK for chunk in chunks):
@@ -76,6 +81,29 @@ def prepare_document(document: Document, path: Path, settings: Settings, count_t
     if parsed.skipped_pages:
         logger.warning("%s: %d of its %d pages could not be read", document.source, parsed.skipped_pages, pages)
     return Prepared(document, parsed.title, pages, pages if parsed.paged else None, tuple(chunks))
+
+
+def choose_counter(text: str, languages: tuple[Language, ...] | None, count_tokens: CountTokens) -> CountTokens:
+    """What a whole document is measured with: the embedder's tokens, or pairs of characters where it understands only
+    `languages` (None: all) and the text, by a sample of it, is in another.
+
+    A tokenizer cuts what it does not know very finely: its chunks would hold too few words to be found by, which is the
+    only way to find them. Measured in characters they may be above `embedder.max_tokens`. Their vectors then miss the
+    end, at no cost in that language: its questions are searched by words alone.
+    """
+    return count_tokens if understands(languages, _sample(text)) else count_char_pairs
+
+
+def count_char_pairs(text: str) -> int:
+    """One token for every two characters, white space too; a single one left over counts as one."""
+    return -(-len(text) // _CHARS_PER_TOKEN)
+
+
+def _sample(text: str) -> str:
+    if len(text) <= _SAMPLE_PIECES * _PIECE_CHARS:
+        return text
+    step = len(text) // _SAMPLE_PIECES
+    return "".join(text[start : start + _PIECE_CHARS] for start in range(0, step * _SAMPLE_PIECES, step))
 
 
 def prepare_here(settings: Settings, count_tokens: CountTokens) -> Prepare:

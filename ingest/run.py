@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +19,9 @@ from ingest.reindex import ReindexReport, reindex_collection
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
+from rag.language import understands
 from rag.models import hide_progress, load_token_counter, locate_model
+from rag.step_settings import EmbedderSettings
 from rag.types import CountTokens, Embedding
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -151,6 +153,7 @@ def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) ->
     fingerprint = index_fingerprint(settings)
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
     embed = LazyEmbedder(settings, say)
+    cuts = partial(is_cut, settings.embedder, count_tokens)
     done, said_at = 0, time.monotonic()
 
     def tell(chunks: int) -> None:
@@ -160,16 +163,19 @@ def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) ->
             said_at = time.monotonic()
             say(f"{done} of about {total} chunks")
 
-    def is_cut(text: str) -> bool:
-        return count_tokens(settings.embedder.passage_prefix + text) > settings.embedder.max_tokens
-
     with open_store(settings, fingerprint) as store:
         total = sum(document.chunks for document in store.stored_documents(name))
         return reindex_collection(
             name,
             store=store,
             fingerprint=fingerprint,
-            copy_stored=StoredTexts(store, embed, analyze, is_cut, settings.ingest.embed_batch, tell),
+            copy_stored=StoredTexts(store, embed, analyze, cuts, settings.ingest.embed_batch, tell),
             copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell, say),
             drain_s=settings.store.timeout_s,
         )
+
+
+def is_cut(embedder: EmbedderSettings, count_tokens: CountTokens, text: str) -> bool:
+    """Whether the embedder leaves out the end of a text that it understands. One that it does not is found by its words
+    alone, and may be longer than it reads (ingest.prepare)."""
+    return understands(embedder.languages, text) and count_tokens(embedder.passage_prefix + text) > embedder.max_tokens

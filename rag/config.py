@@ -115,7 +115,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_models(self) -> Self:
-        """Texts that a model would cut, or refuse, are an error of the settings, not of each request."""
+        """Texts that a model would cut, or refuse, are an error of the settings, not of each request.
+
+        Chunks in a language that the embedder does not understand are not meant: only their words are searched.
+        """
         if self.chunk.max_tokens > self.embedder.max_tokens:
             raise ValueError(
                 f"chunk.max_tokens is {self.chunk.max_tokens}, above embedder.max_tokens ({self.embedder.max_tokens}): "

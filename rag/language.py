@@ -27,3 +27,8 @@ def language_of(text: str) -> Language:
         if len(pattern.findall(text)) * _LATIN_LETTERS_PER_SIGN > latin:
             return language
     return "latin"
+
+
+def understands(languages: tuple[Language, ...] | None, text: str) -> bool:
+    """Whether a model that knows `languages` (None: all) can read the text."""
+    return languages is None or language_of(text) in languages

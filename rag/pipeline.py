@@ -37,9 +37,9 @@ from rag.ground import (
     split_evidence,
     strip_markers,
 )
-from rag.language import language_of
+from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
-from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, scored_text, understands
+from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, scored_text
 from rag.sentences import complete_sentences, split_sentences
 from rag.types import Answer, Citation, CountTokens, Generate, Hit, Question, SearchResult, Span, Stage, Usage
 

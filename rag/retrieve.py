@@ -20,7 +20,7 @@ from rag.config import Settings
 from rag.errors import ModelError, OverloadedError, StageError, StoreUnavailableError
 from rag.filters import Filter
 from rag.fuse import fuse_hits, order_by_blend
-from rag.language import Language, language_of
+from rag.language import understands
 from rag.step_settings import CalibrationSettings
 from rag.types import (
     DenseSearch,
@@ -102,11 +102,6 @@ async def retrieve(
     if rerank and hits:
         hits = await _rerank(query, collection, hits, steps, settings, clock)
     return SearchResult(tuple(hits), found[0].index_version)
-
-
-def understands(languages: tuple[Language, ...] | None, text: str) -> bool:
-    """Whether a model that knows `languages` (None: all) can read the text."""
-    return languages is None or language_of(text) in languages
 
 
 def shared_words(query: str, texts: Sequence[str], terms: Callable[[str], list[str]]) -> np.ndarray:

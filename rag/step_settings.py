@@ -53,7 +53,8 @@ class StoreSettings(StepSettings):
 
 
 class ChunkSettings(StepSettings):
-    """Sizes in the embedder's own tokens, heading included."""
+    """Sizes in the embedder's own tokens, heading included; in a language that it does not understand two characters
+    count as one."""
 
     max_tokens: int = Field(200, ge=16)
     overlap_tokens: int = Field(24, ge=0)

@@ -136,7 +136,7 @@ class IndexFingerprint:
     normalized: bool
     query_prefix: str
     passage_prefix: str
-    splitter: str  # the splitter's name, version and sizes
+    splitter: str  # the splitter's version and sizes, and the languages that it measures in the embedder's tokens
     analyzer: str  # the lexical analyzer's name and version
     token_vectors: str = ""  # the name of their code (rag.token_vectors), empty where none are kept
 

@@ -14,8 +14,12 @@ import pytest
 from eval.bench_ingest import _wait_for_milvus, compare, format_report, goes_over_ray, parse_sizes
 from eval.bench_service import BenchError
 from eval.pool import Cut, cut_pool, pool_sets, write_cut, write_rows
+from ingest.chunk import embedding_text
+from ingest.load import load_documents
+from ingest.prepare import prepare_document
 from rag.config import load_settings
 from rag.errors import InputError
+from rag.types import Document
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,6 +84,15 @@ def test_a_cut_is_the_shortest_beginning_with_the_chunks_wanted(tmp_path: Path) 
     assert [(cut.documents, len(cut.texts)) for cut in cuts] == [(2, 2 * each), (3, 3 * each)]
     assert cuts[1].texts == whole.texts[: 3 * each]
     assert max(map(count_words, whole.texts)) <= settings.chunk.max_tokens
+
+
+def test_a_pool_is_split_as_ingestion_splits_it(tmp_path: Path) -> None:
+    pool, settings = tmp_path / "pool.jsonl", load_settings(profile="embedded")
+    write_rows(pool, [{"id": "1", "text": "서비스는 요청을 기다린다. " * 60}])
+    (document,) = load_documents(pool, max_file_bytes=settings.ingest.max_file_bytes)
+    assert isinstance(document, Document)
+    prepared = prepare_document(document, pool, settings, len)
+    assert cut_pool(pool, settings, len, [10_000])[0].texts == list(map(embedding_text, prepared.chunks))
 
 
 def test_a_pool_that_is_too_small_is_taken_as_a_whole(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from ingest.assemble import assemble_markdown
 from ingest.chunk import chunk_document, embedding_text, splitter_name
 from ingest.load import HTML, MARKDOWN, PDF, TEXT
+from ingest.prepare import count_char_pairs
 from ingest.read_markdown import read
+from rag.language import Language
 from rag.step_settings import ChunkSettings
 from rag.types import Chunk, Document, Page, ParsedDocument
 
@@ -34,7 +36,12 @@ def count_with_special(text: str) -> int:
     return count_words(text) + 2
 
 
-COUNTERS = {"words": count_words, "chars": count_chars, "special_tokens": count_with_special}
+COUNTERS = {
+    "words": count_words,
+    "chars": count_chars,
+    "special_tokens": count_with_special,
+    "char_pairs": count_char_pairs,
+}
 
 
 def document(media_type: str = MARKDOWN, revision: str = "r1") -> Document:
@@ -105,12 +112,16 @@ def test_spans_rebuild_the_text_and_lose_nothing(text: str, size: ChunkSettings,
     assert ends == sorted(set(ends))
 
 
-@given(texts=st.lists(st.one_of(st.just(""), documents), min_size=1, max_size=8), size=sizes)
+@given(
+    texts=st.lists(st.one_of(st.just(""), documents), min_size=1, max_size=8),
+    size=sizes,
+    counter=st.sampled_from(["words", "char_pairs"]),
+)
 @settings(deadline=None, max_examples=75)
-def test_a_chunk_knows_the_page_of_each_of_its_characters(texts: list[str], size: ChunkSettings) -> None:
+def test_a_chunk_knows_the_page_of_each_of_its_characters(texts: list[str], size: ChunkSettings, counter: str) -> None:
     parsed = paged(texts)
     page_of = [page.number for page in parsed.pages for _ in page.text]
-    for chunk in chunk_document(parsed, size, count_words):
+    for chunk in chunk_document(parsed, size, COUNTERS[counter]):
         assert chunk.first_page == page_of[chunk.start_char]
         assert chunk.last_page == page_of[chunk.end_char - 1]
         assert len(chunk.page_starts) == chunk.last_page - chunk.first_page + 1
@@ -296,5 +307,11 @@ def test_a_large_text_takes_seconds() -> None:
 
 @pytest.mark.parametrize("changed", [ChunkSettings(max_tokens=100), ChunkSettings(overlap_tokens=0)])
 def test_the_splitter_is_named_by_its_sizes(changed: ChunkSettings) -> None:
-    assert splitter_name(ChunkSettings()) == splitter_name(ChunkSettings())
-    assert splitter_name(changed) != splitter_name(ChunkSettings())
+    assert splitter_name(ChunkSettings(), None) == splitter_name(ChunkSettings(), None)
+    assert splitter_name(changed, None) != splitter_name(ChunkSettings(), None)
+
+
+def test_the_splitter_is_named_by_what_the_embedder_understands() -> None:
+    sets: list[tuple[Language, ...] | None] = [None, (), ("latin",), ("latin", "ko")]
+    assert len({splitter_name(ChunkSettings(), languages) for languages in sets}) == len(sets)
+    assert splitter_name(ChunkSettings(), ("ko", "latin", "ko")) == splitter_name(ChunkSettings(), ("latin", "ko"))

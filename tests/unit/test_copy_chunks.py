@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.copy_chunks import Row, compare_rows
+from ingest.run import is_cut
+from rag.language import Language
+from rag.step_settings import EmbedderSettings
 from rag.types import Chunk, StoredDocument
 
 DOCUMENT = StoredDocument("d", "d.md", "t", "r", 1, None, (), {}, "2026-01-01")
@@ -49,3 +53,20 @@ def test_what_is_copied_meanwhile_is_not_taken_for_a_row_of_the_new_side() -> No
         assert is_old
         made[chunk.chunk_id] = (chunk, document)
     assert sorted(made) == list("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("text", "languages", "expected"),
+    [
+        pytest.param("word " * 15, ("latin",), False, id="fits"),
+        pytest.param("word " * 16, ("latin",), True, id="too_long"),
+        pytest.param("단어 " * 16, ("latin",), False, id="not_understood"),
+        pytest.param("단어 " * 16, ("latin", "ko"), True, id="understood"),
+        pytest.param("단어 " * 16, None, True, id="everything_understood"),
+    ],
+)
+def test_only_a_text_that_the_embedder_understands_counts_as_cut(
+    text: str, languages: tuple[Language, ...] | None, expected: bool
+) -> None:
+    embedder = EmbedderSettings(model="m", languages=languages, max_tokens=16, passage_prefix="passage: ")
+    assert is_cut(embedder, lambda given: len(given.split()), text) is expected

@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deployments.indexer import Indexer
 from rag.config import load_settings
 from rag.errors import StageError
+from rag.types import Embedding
 
 
 async def stay_healthy(indexer: Indexer, seconds: float) -> None:
@@ -54,3 +56,29 @@ async def test_a_batch_that_nobody_embeds_does_not_keep_its_job_for_ever(
     with pytest.raises(StageError, match=r"embed: a batch was not embedded within 0\.1 s"):
         await asyncio.to_thread(indexer._embed, ["A text."])
     indexer.__del__()
+
+
+class Counting:
+    """A handle whose deployment gives zeros, and remembers how many texts each call had."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    @property
+    def embed_passages(self) -> Counting:
+        return self
+
+    async def remote(self, texts: list[str]) -> list[Embedding]:
+        self.calls.append(len(texts))
+        return [Embedding(np.zeros(384, dtype=np.float32))] * len(texts)
+
+
+async def test_a_text_takes_no_more_of_a_batch_than_the_embedder_reads_of_it(tmp_path: Path) -> None:
+    settings = load_settings(profile="embedded", data_dir=tmp_path, embedder={"batch_tokens": 1024})
+    counting = Counting()
+    indexer = Indexer.__new__(Indexer)
+    handle: Any = counting
+    await indexer.__init__(settings, handle)  # type: ignore[misc]
+    embeddings = await asyncio.to_thread(indexer._embed, ["서비스는 요청을 기다린다. " * 30] * 8)
+    indexer.__del__()
+    assert (len(embeddings), counting.calls) == (8, [4, 4])  # 256 tokens are read of each

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.language import language_of
+from rag.language import Language, language_of, understands
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_any_text_has_one_of_the_languages(text: str) -> None:
 @given(st.text(alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x24F)))
 def test_latin_letters_and_signs_alone_are_latin(text: str) -> None:
     assert language_of(text) == "latin"
+
+
+@pytest.mark.parametrize(
+    ("languages", "text", "expected"),
+    [
+        (None, "기본 포트는 무엇인가요?", True),
+        (("latin",), "기본 포트는 무엇인가요?", False),
+        (("latin", "ko"), "기본 포트는 무엇인가요?", True),
+        (("latin",), "Which port is the default?", True),
+        (("ko",), "Which port is the default?", False),
+    ],
+)
+def test_what_a_model_understands(languages: tuple[Language, ...] | None, text: str, expected: bool) -> None:
+    assert understands(languages, text) is expected

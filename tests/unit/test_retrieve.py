@@ -22,7 +22,7 @@ from rag.errors import (
     UnknownCollectionError,
 )
 from rag.filters import Equals, Like
-from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words, understands
+from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words
 from rag.step_settings import CalibrationSettings
 from rag.types import Scores, SearchResult, Span
 from tests.pipeline_fakes import (
@@ -340,20 +340,6 @@ async def test_a_question_that_the_reranker_cannot_read_is_scored_by_shared_word
     assert best.scores.rerank > 0.5
     assert clock.degraded == []
     assert clock.timings_ms["rerank"] > 0
-
-
-@pytest.mark.parametrize(
-    ("languages", "text", "expected"),
-    [
-        (None, KOREAN, True),
-        (("latin",), KOREAN, False),
-        (("latin", "ko"), KOREAN, True),
-        (("latin",), QUERY, True),
-        (("ko",), QUERY, False),
-    ],
-)
-def test_what_a_model_understands(languages: Any, text: str, expected: bool) -> None:
-    assert understands(languages, text) is expected
 
 
 def words_of(text: str) -> list[str]:
