@@ -13,8 +13,8 @@ generation  `/ask` with stream=true over the example questions that reach the LL
             at the client, and the service holds a sentence until it is grounded: where no sentence is, the evidence is
             sent after the LLM's last token. Raw: vLLM's AsyncLLM with the very same prompts (rebuilt with rag.prompt
             and checked against the service's prompt hash), settings and max_tokens. Tokens are the LLM's own (usage).
-            Every prompt was read once before on both sides, so both find its prefix cached; the reranker finds the
-            passages' token vectors cached. `stages_first_ms` has the first time that each question was asked.
+            Every prompt was read once before on both sides, so both find its prefix cached. `stages_first_ms` has the
+            first time that each question was asked.
 routes      Closed loops over kept-alive connections; `/search` as a client would call it, reranked.
 memory      The peak of the summed PSS (main memory) of `rag serve` and everything below it while all this ran.
 """

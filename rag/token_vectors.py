@@ -29,11 +29,11 @@ _SHIFTS = np.arange(_PER_BYTE, dtype=np.uint8) * BITS
 def encode_tokens(vectors: np.ndarray) -> bytes:
     """float32 (tokens, dim), rows of L2 norm 1 -> tokens * ceil(dim * BITS / 8) bytes."""
     tokens, dimension = vectors.shape
-    levels = np.array(LEVELS, dtype=np.float32)
     width = _row_bytes(dimension)
     places = np.zeros((tokens, width * _PER_BYTE), dtype=np.uint8)
-    numbers = rotate(vectors) * np.sqrt(dimension)
-    places[:, :dimension] = np.searchsorted((levels[1:] + levels[:-1]) / 2, numbers)
+    numbers = rotate(vectors)
+    for edge in _edges(dimension):  # a comparison each is a tenth of a search among them
+        places[:, :dimension] += numbers > edge
     packed: np.ndarray = (places.reshape(tokens, width, _PER_BYTE) << _SHIFTS).sum(axis=2, dtype=np.uint8)
     return packed.tobytes()
 
@@ -74,6 +74,12 @@ def random_rotation(size: int) -> np.ndarray:
     rotation = np.asarray(directions * np.sign(np.diag(triangle)), dtype=np.float32)  # a QR's signs are free
     rotation.flags.writeable = False
     return rotation
+
+
+def _edges(dimension: int) -> np.ndarray:
+    """float32 (2**BITS - 1,): between them the numbers that one level stands for."""
+    levels = np.array(LEVELS) / np.sqrt(dimension)
+    return ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
 
 
 @cache
