@@ -92,6 +92,7 @@ def answer_body(answer: Answer, answer_id: str, request_id: str, *, explain: boo
     if answer.reason is not None:
         body["reason"] = answer.reason
     if explain:
+        body["query"] = answer.query
         body["passages"] = [hit_body(hit) for hit in answer.hits]
         body["prompt_hash"] = answer.prompt_hash
     return body

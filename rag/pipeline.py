@@ -40,6 +40,7 @@ from rag.ground import (
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, scored_text
+from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, split_sentences
 from rag.types import Answer, Citation, CountTokens, Generate, Hit, Question, SearchResult, Span, Stage, Usage
 
@@ -123,8 +124,9 @@ async def stream_answer(
     """
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
     clock = RequestClock(deadline_s, queue_s)
+    query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
     found = await retrieve(
-        question.text,
+        query,
         question.collection,
         steps.search,
         settings,
@@ -135,7 +137,7 @@ async def stream_answer(
     )
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
     yield Retrieved(hits)
-    flow = _Flow(question, steps, settings, clock, found, hits)
+    flow = _Flow(question, query, steps, settings, clock, found, hits)
     flow.verdict = await asyncio.to_thread(flow.judge)
     if flow.verdict.decision == "abstain":
         yield Token(flow.abstain())
@@ -153,6 +155,7 @@ class _Flow:
     """One question after retrieval; collects what becomes the Answer."""
 
     question: Question
+    query: str  # the question as it can be understood without the conversation
     steps: Steps
     settings: Settings
     clock: RequestClock
@@ -168,10 +171,10 @@ class _Flow:
     def judge(self) -> Verdict:
         """Whether the passages hold the answer. Blocks while it analyses them."""
         return judge_evidence(
-            self.question.text,
+            self.query,
             self.hits,
             self.settings.evidence,
-            understood=understands(self.settings.reranker.languages, self.question.text),
+            understood=understands(self.settings.reranker.languages, self.query),
             split=split_sentences,
             terms=self.steps.terms,
         )
@@ -236,7 +239,7 @@ class _Flow:
             count_tokens=self.steps.count_tokens,
             settings=self.settings.prompt,
         )
-        return split_evidence(self.prompt.passages, self.question.text, split_sentences, self.steps.terms)
+        return split_evidence(self.prompt.passages, self.query, split_sentences, self.steps.terms)
 
     def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
         """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
@@ -328,7 +331,7 @@ class _Flow:
 
     async def _relevance(self, evidence: Evidence) -> list[np.ndarray]:
         """How well each evidence sentence answers the question."""
-        return question_relevance(evidence, await self._similarity(self.question.text, evidence))
+        return question_relevance(evidence, await self._similarity(self.query, evidence))
 
     async def _similarity(self, text: str, evidence: Evidence) -> list[np.ndarray]:
         """The scorer's values for every evidence sentence; by shared words when it is down (`ground` degraded)."""
@@ -340,7 +343,7 @@ class _Flow:
             texts.append(full)
             kept.append(passage.hit.token_vectors)
             spans.append([(start + shift, end + shift) for start, end in own])
-        if not understands(self.settings.reranker.languages, self.question.text):
+        if not understands(self.settings.reranker.languages, self.query):
             return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
         if not {"rerank", "ground"} & set(self.clock.degraded):
             try:
@@ -375,6 +378,7 @@ class _Flow:
             usage=self.usage,
             timings_ms=dict(self.clock.timings_ms),
             hits=self.found.hits,
+            query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
         )
 

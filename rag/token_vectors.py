@@ -79,7 +79,7 @@ def random_rotation(size: int) -> np.ndarray:
 def _edges(dimension: int) -> np.ndarray:
     """float32 (2**BITS - 1,): between them the numbers that one level stands for."""
     levels = np.array(LEVELS) / np.sqrt(dimension)
-    return ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
+    return np.asarray((levels[1:] + levels[:-1]) / 2, dtype=np.float32)
 
 
 @cache

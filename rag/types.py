@@ -276,7 +276,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of a question; `timings_ms` maps a stage to its milliseconds."""
+    """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for."""
 
     status: Literal["answered", "abstained"]
     answer: str
@@ -292,6 +292,7 @@ class Answer:
     usage: Usage
     timings_ms: Mapping[str, float]
     hits: tuple[Hit, ...] = ()
+    query: str = ""
     prompt_hash: str | None = None
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 # Steps of the flows: none imports another.
-STEPS = {"embed", "store", "fuse", "rerank", "evidence", "prompt", "ground", "analyze", "models"}
+STEPS = {"embed", "store", "rewrite", "fuse", "rerank", "evidence", "prompt", "ground", "analyze", "models"}
 # Those that own a model or a connection: the flow gets them as callables.
 OWNERS = {"embed", "store", "rerank", "models"}
 
@@ -50,6 +50,7 @@ RAG = {
     "cpu": set[str](),
     # steps, and the parts of those that are more than one file
     "token_vectors": set[str](),
+    "rewrite": {"types"},
     "embed": EVERY_STEP | {"batching", "token_vectors"},
     "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
     "analyze": set[str](),
@@ -72,7 +73,7 @@ RAG = {
     # what composes them
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "pipeline": EVERY_STEP
-    | {"clock", "language", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
+    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
     # the command

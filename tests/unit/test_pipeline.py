@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from rag.errors import (
     StageError,
 )
 from rag.pipeline import ABSTENTION, Done, Retrieved, Token, answer, stream_answer
-from rag.types import GeneratedText, Message, Question, Usage
+from rag.types import GeneratedText, Message, Question, SearchResult, Usage
 from tests.pipeline_checks import answer_of, events_of
 from tests.pipeline_fakes import (
     DOCUMENTS,
@@ -310,6 +311,24 @@ async def test_a_slow_llm_shows_in_its_own_timing() -> None:
     assert timings["generate"] >= 195
     assert timings["ttft"] >= 195
     assert timings["ground"] < timings["generate"]
+
+
+async def test_a_follow_up_is_searched_for_with_the_words_that_it_leans_on() -> None:
+    searched: list[str] = []
+    steps = make_steps(llm := says(RIGHT))
+    lexical = steps.search.lexical_search
+
+    async def keep(collection: str, query: str, top_k: int, **options: Any) -> SearchResult:
+        searched.append(query)
+        return await lexical(collection, query, top_k, **options)
+
+    steps = replace(steps, search=replace(steps.search, lexical_search=keep))
+    turns = (Message("user", "Which port does the service listen on?"), Message("assistant", "8000."))
+    given = await answer_of(Question("And is it fixed?", conversation=turns), steps, make_settings())
+    assert searched == ["And is it fixed? port service listen"]
+    assert given.query == searched[0]
+    assert given.citations[0].quote == RIGHT
+    assert llm.calls[0].messages[-1].content.endswith("And is it fixed?")
 
 
 async def test_the_conversation_reaches_the_prompt() -> None:

@@ -147,6 +147,7 @@ async def test_explain_adds_the_passages_and_the_prompt_s_hash() -> None:
     given = await an_answer()
     body = answer_body(given, "ans_1", "req_1", explain=True)
     assert body["prompt_hash"] == given.prompt_hash
+    assert body["query"] == "Which port does the service listen on?"
     assert [passage["chunk_id"] for passage in body["passages"]] == [hit.chunk.chunk_id for hit in given.hits]
     assert set(body["passages"][0]["scores"]) == {"dense", "lexical", "fused", "rerank"}
 
