@@ -44,7 +44,8 @@ class Embedder:
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim), rows of L2 norm 1."""
-        return np.stack(await self._ask(texts, kind, "vectors"))
+        found = await self._ask(texts, kind, "vectors")
+        return np.stack(found) if found else np.empty((0, self._embedder.dimension), dtype=np.float32)
 
     async def embed_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
         """n texts -> of each its content tokens' vectors, float32 (tokens, dim), rows of L2 norm 1."""

@@ -249,6 +249,8 @@ def build_steps(
 ) -> Steps:
     """The handles as the flow's callables; Ray's errors become ours on the way."""
     streaming = generator.options(stream=True)
+    late = settings.reranker.kind == "maxsim"
+    scoring = ("reranker", "embedder") if late else ("reranker",)  # late interaction has the query embedded
 
     async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
         return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
@@ -268,7 +270,9 @@ def build_steps(
     async def score(
         queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
     ) -> list[np.ndarray]:
-        async with watch().unless_down("reranker", "rerank"):
+        async with AsyncExitStack() as needed:
+            for stage in scoring:
+                await needed.enter_async_context(watch().unless_down(stage, "rerank"))
             return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
 
     async def stored_token_vectors(collection: str, chunk_ids: list[str]) -> list[bytes]:
@@ -290,7 +294,7 @@ def build_steps(
             async for piece in pieces:
                 yield piece
 
-    stored = stored_token_vectors if settings.reranker.kind == "maxsim" else None
+    stored = stored_token_vectors if late else None
     search = SearchSteps(embed, dense_search, lexical_search, score, terms, stored)
     count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
     return Steps(search, generate, count_tokens)

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import call_stage
 from deployments.loading import load_behind
+from deployments.watch import Watch
 from rag.config import Settings
 from rag.models import embedding_dimension, load_token_offsets, locate_model
 from rag.rerank import CrossEncoderScorer, MaxSimReranker, ScoreRequest
@@ -34,14 +35,17 @@ class LateInteraction:
     """
 
     def __init__(self, settings: Settings, embedder: DeploymentHandle) -> None:
-        async def embed_tokens(texts: list[str], kind: TextKind) -> list[np.ndarray]:
-            if not texts:
-                return []
-            return await call_stage("rerank", lambda: embedder.embed_tokens.remote(texts, kind))
-
+        self._embedder = embedder
+        self._watching: Watch | None = None
         offsets = load_token_offsets(settings.embedder, settings.cache_dir)
         dimension = embedding_dimension(settings.embedder, settings.cache_dir)
-        self._reranker = MaxSimReranker(embed_tokens, offsets, dimension, settings.reranker.cached_texts)
+        self._reranker = MaxSimReranker(self._embed_tokens, offsets, dimension, settings.reranker.cached_texts)
+
+    async def _embed_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
+        if self._watching is None:  # made on the event loop that serves
+            self._watching = Watch({"embedder": self._embedder.ready.remote})
+        async with self._watching.unless_down("embedder", "rerank"):
+            return await call_stage("rerank", lambda: self._embedder.embed_tokens.remote(texts, kind))
 
     async def score(
         self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]

@@ -70,10 +70,10 @@ def read_conversations(file: Path) -> tuple[Dataset, Mapping[str, tuple[str, str
         for _, row in read_rows(file):
             for text in filter(None, (row["positive"], *(row.get("negatives") or ()))):
                 texts.setdefault(text, f"p{len(texts)}")
-            first, joiner, second = row["question"].partition(JOINER)
-            if joiner and row["positive"]:
+            asked = row["question"].split(JOINER)
+            if len(asked) == 2 and row["positive"]:
                 query = ids.setdefault(row["question"], f"q{len(ids)}")
-                turns[query] = first, second
+                turns[query] = asked[0], asked[1]
                 qrels.setdefault(query, {})[texts[row["positive"]]] = 1
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is no table of pairs ({type(error).__name__}: {error})") from error

@@ -95,8 +95,7 @@ class Settings(BaseSettings):
     @property
     def reranker_model(self) -> str:
         """The model that the reranker's scores come from: maxsim compares the embedder's token vectors."""
-        own = self.reranker.model if self.reranker.kind == "cross-encoder" else None
-        return own or self.embedder.model
+        return self.reranker.model or self.embedder.model
 
     @property
     def model_references(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
 from rag.token_vectors import encode_tokens
 from rag.types import Embedding, TextKind
+
+_KEPT_QUERIES = 256
 
 
 class SentenceEmbedder:
@@ -36,8 +39,10 @@ class SentenceEmbedder:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the embedder {settings.model} cannot be loaded: {error}") from error
+        self._model.eval()
         self._model.max_seq_length = settings.max_tokens
         self._token_lengths = token_lengths(self._model.tokenizer, settings.max_tokens)
+        self._query_tokens: OrderedDict[str, np.ndarray] = OrderedDict()
 
     @property
     def dimension(self) -> int:
@@ -50,20 +55,23 @@ class SentenceEmbedder:
     def encode(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """n texts -> float32 (n, dim) in the given order, rows of L2 norm 1; `kind` picks the model's prefix."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        for batch, found, _ in self._passes(texts, kind, tokens=False):
+        keep = kind == "query" and self._settings.token_vectors
+        for batch, found, tokens in self._passes(texts, kind, tokens=keep):
             vectors[batch] = found
+            self._remember([texts[index] for index in batch] if keep else [], tokens)
         return vectors
 
     def encode_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
         """n texts -> of each its content tokens' vectors, float32 (tokens, dim), rows of L2 norm 1, in the given order.
 
-        Neither special tokens nor the prefix's are among them.
+        Neither special tokens nor the prefix's are among them. Those of queries that were encoded lately are known.
         """
-        vectors = [np.empty((0, self.dimension), dtype=np.float32)] * len(texts)
-        for batch, _, tokens in self._passes(texts, kind, tokens=True):
-            for index, own in zip(batch, tokens, strict=True):
-                vectors[index] = own
-        return vectors
+        known = self._query_tokens if kind == "query" else {}
+        found = {text: known[text] for text in texts if text in known}
+        missing = list(dict.fromkeys(text for text in texts if text not in found))
+        for batch, _, tokens in self._passes(missing, kind, tokens=True):
+            found.update(zip((missing[index] for index in batch), tokens, strict=True))
+        return [found[text] for text in texts]
 
     def embed_passages(self, texts: list[str]) -> list[Embedding]:
         """What an index keeps of each text: with its token vectors where the settings say so, of one forward pass."""
@@ -73,6 +81,12 @@ class SentenceEmbedder:
             for index, vector, own in zip(batch, vectors, coded, strict=True):
                 found[index] = Embedding(vector, own)
         return [one for one in found if one is not None]
+
+    def _remember(self, queries: list[str], tokens: list[np.ndarray]) -> None:
+        """Late interaction asks for a query's token vectors right after dense search asked for its vector."""
+        self._query_tokens.update(zip(queries, tokens, strict=True))
+        while len(self._query_tokens) > _KEPT_QUERIES:
+            self._query_tokens.popitem(last=False)
 
     def _passes(
         self, texts: list[str], kind: TextKind, *, tokens: bool

@@ -171,7 +171,7 @@ class _Flow:
     def judge(self) -> Verdict:
         """Whether the passages hold the answer. Blocks while it analyses them."""
         return judge_evidence(
-            self.query,
+            self.question.text,  # a former question's names, numbers and negation are not claimed again
             self.hits,
             self.settings.evidence,
             understood=understands(self.settings.reranker.languages, self.query),

@@ -51,6 +51,8 @@ class MaxSimReranker:
         self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
     ) -> list[np.ndarray]:
         """See rag.types.Score. A span without tokens (cut off by the model's limit, or blank) scores 0."""
+        if not texts:
+            return []
         parts = [index for index, own in enumerate(spans) if own != [(0, len(texts[index]))]]
         found = await asyncio.to_thread(self._offsets, [texts[index] for index in parts])
         offsets = dict(zip(parts, found, strict=True))
@@ -59,11 +61,10 @@ class MaxSimReranker:
             b"" if index in offsets and count_coded(coded, self._dimension) != len(offsets[index]) else coded
             for index, coded in enumerate(token_vectors)
         ]
-        rotated, made = await asyncio.gather(
-            self._queries.get(queries, self._rotated),
-            self._texts.get([text for text, coded in zip(texts, stored, strict=True) if not coded], self._coded),
-        )
-        rest = iter(made)
+        # One after the other, in the caller's own task: one model embeds both.
+        rotated = await self._queries.get(queries, self._rotated)
+        missing = [text for text, coded in zip(texts, stored, strict=True) if not coded]
+        rest = iter(await self._texts.get(missing, self._coded))
         coded = [own or next(rest) for own in stored]
         return await asyncio.to_thread(self._compare, rotated, spans, coded, offsets)
 

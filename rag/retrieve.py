@@ -17,7 +17,14 @@ import numpy as np
 
 from rag.clock import RequestClock
 from rag.config import Settings
-from rag.errors import ModelError, OverloadedError, StageError, StoreUnavailableError
+from rag.errors import (
+    IndexMismatchError,
+    ModelError,
+    OverloadedError,
+    StageError,
+    StoreUnavailableError,
+    UnknownCollectionError,
+)
 from rag.filters import Filter
 from rag.fuse import fuse_hits, order_by_blend
 from rag.language import understands
@@ -169,7 +176,7 @@ async def _with_token_vectors(collection: str, hits: list[Hit], fetch: StoredTok
         return hits
     try:
         kept = await fetch(collection, [hit.chunk.chunk_id for hit in hits])
-    except DEGRADABLE as error:
+    except (*DEGRADABLE, UnknownCollectionError, IndexMismatchError) as error:  # of one that was searched a moment ago
         logger.warning("reranking without the stored token vectors: %s", error)
         return hits
     return [replace(hit, token_vectors=own) for hit, own in zip(hits, kept, strict=True)]

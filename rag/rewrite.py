@@ -1,8 +1,8 @@
 """A follow-up question as one that can be searched for: with the words of the question before it. Pure.
 
 "How can I apply?" finds nothing by itself. A question that leans on the one before it, by a pronoun or since it says
-little, gets that one's words which it lacks, behind its own. Whole former questions in front of it find less, and so
-does leaving it as it is: `python -m eval.follow_ups` compares them, the README has its table.
+little and names nothing, gets that one's words which it lacks, behind its own. Whole former questions in front of it
+find less, and so does leaving it as it is: `python -m eval.follow_ups` compares them, the README has its table.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from rag.claims import read_claims
+from rag.language import language_of
 from rag.types import Message
 
-_FEW_TERMS = 3
+_FEW_TERMS = {"latin": 3}  # in other languages 1: a Korean question of two or three often says all
 _MAX_WORDS = 30
 _MAX_CHARS = 64  # of a word, as rag.analyze has it
+_NEGATIONS = frozenset({"not", "no", "never", "none", "without", "cannot"})  # the former question's, not this one's
 _MAX_TURNS = 4  # what was asked longer ago is not what a question leans on
 _WORD = re.compile(r"\w[\w'’.-]*")
 _LEANS = re.compile(
@@ -33,7 +36,9 @@ def rewrite_question(question: str, conversation: Sequence[Message], terms: Call
     asked = ""
     former = [turn.content for turn in conversation if turn.role == "user"][-_MAX_TURNS:]
     for text in (*former, question):
-        asked = " ".join([text, *carry_words(text, asked, terms)]) if asked and _leans(text, terms) else text
+        # What one model reads and another does not is not mixed.
+        follows = asked and language_of(text) == language_of(asked) and _leans(text, terms)
+        asked = " ".join([text, *carry_words(text, asked, terms)]) if follows else text
     return asked
 
 
@@ -43,12 +48,17 @@ def carry_words(question: str, former: str, terms: Callable[[str], list[str]]) -
     carried: list[str] = []
     for word in _WORD.findall(former):
         new = set(terms(word)) - known
-        if new and len(word) <= _MAX_CHARS:
+        if new and len(word) <= _MAX_CHARS and word.lower() not in _NEGATIONS:
             carried.append(word)
             known |= new
-    return carried[:_MAX_WORDS]
+        if len(carried) == _MAX_WORDS:
+            break
+    return carried
 
 
 def _leans(question: str, terms: Callable[[str], list[str]]) -> bool:
     """Whether it can hardly be understood without the question before it."""
-    return len(set(terms(question))) <= _FEW_TERMS or _LEANS.search(question) is not None
+    if _LEANS.search(question):
+        return True
+    claims = read_claims(question, terms)
+    return len(claims.terms) <= _FEW_TERMS.get(language_of(question), 1) and not (claims.names or claims.numbers)

@@ -128,6 +128,8 @@ class RerankerSettings(StepSettings):
     def _name_a_model(self) -> Self:
         if self.kind == "cross-encoder" and self.model is None:
             raise ValueError("a cross-encoder needs reranker.model: a folder or a hub name")
+        if self.kind == "maxsim" and self.model is not None:
+            raise ValueError("maxsim compares the embedder's token vectors; reranker.model must be null")
         return self
 
 

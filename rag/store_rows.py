@@ -25,7 +25,7 @@ from rag.columns import (
 from rag.errors import IndexMismatchError, InputError
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 2
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
@@ -245,6 +245,8 @@ def read_description(collection: str, description: str) -> BuiltIndex:
             f"collection {collection!r} was made by another program; choose another name, or another Milvus (store.uri)"
         )
     values = remembered.get("fingerprint")
+    if isinstance(values, dict):
+        values.setdefault("token_vectors", "")  # collections made before there were any
     names = {field.name for field in fields(IndexFingerprint)}
     if remembered["rag_schema"] != SCHEMA_VERSION or not isinstance(values, dict) or set(values) != names:
         raise IndexMismatchError(

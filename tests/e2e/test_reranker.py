@@ -137,3 +137,12 @@ def test_bfloat16_scores_as_float32_does(tmp_path: Path, texts: list[str]) -> No
         for dtype in ("float32", "bfloat16")
     )
     assert np.abs(exact - coarse).max() < 0.02
+
+
+def test_a_query_that_was_embedded_is_not_encoded_again_for_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(profile="embedded")
+    own = SentenceEmbedder(settings.embedder, locate_model(settings.embedder.model, settings.cache_dir))
+    expected = own.encode_tokens([QUERIES[0]], "passage")  # no prefix tells the kinds apart here
+    own.encode(QUERIES, "query")
+    monkeypatch.setattr(own, "_pass", None)
+    np.testing.assert_allclose(own.encode_tokens(QUERIES[:2], "query")[0], expected[0], atol=1e-5)

@@ -222,7 +222,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
-    for step in ("EMBEDDER", "RERANKER", "GENERATOR"):
+    for step in ("EMBEDDER", "GENERATOR"):
         monkeypatch.setenv(f"RAG_{step}__MODEL", str(folder))
     return folder
 

@@ -50,7 +50,7 @@ RAG = {
     "cpu": set[str](),
     # steps, and the parts of those that are more than one file
     "token_vectors": set[str](),
-    "rewrite": {"types"},
+    "rewrite": {"types", "claims", "language"},
     "embed": EVERY_STEP | {"batching", "token_vectors"},
     "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
     "analyze": set[str](),

@@ -331,6 +331,16 @@ async def test_a_follow_up_is_searched_for_with_the_words_that_it_leans_on() -> 
     assert llm.calls[0].messages[-1].content.endswith("And is it fixed?")
 
 
+async def test_the_gate_judges_the_question_not_what_was_carried_into_it() -> None:
+    words = {"intercept": -2.0, "weights": {"coverage": 8.0, "names": -4.0}}
+    settings = make_settings(evidence={"min_confidence": 0.5, "scales": {"rerank": words}})
+    turns = (Message("user", "Did Grace Hopper or Ada Lovelace write the service?"),)
+    asked = Question("Which port does it listen on?", conversation=turns)
+    given = await answer_of(asked, make_steps(says(RIGHT)), settings)
+    assert given.query.endswith("Grace Hopper Ada Lovelace write service")
+    assert given.status == "answered"
+
+
 async def test_the_conversation_reaches_the_prompt() -> None:
     llm = says(RIGHT)
     turns = (Message("user", "Is there a service?"), Message("assistant", "Yes, there is one."))

@@ -39,6 +39,23 @@ def test_a_question_that_stands_alone_stays_as_it_is() -> None:
     assert asked("How can I apply?") == "How can I apply?"
 
 
+@pytest.mark.parametrize(
+    ("former", "question"),
+    [
+        ("How many vacation days may be carried over?", "What is Ray Serve?"),  # short, but it names its subject
+        ("서비스의 기본 포트는 무엇인가요?", "암호가 걸린 PDF도 읽을 수 있나요?"),
+        ("서비스의 기본 포트는 무엇인가요?", "And the limit?"),  # two languages, which one model may not both read
+        ("Which port does the service listen on?", "그건 어떻게 바꾸나요?"),
+    ],
+)
+def test_a_short_question_of_its_own_subject_or_language_stays_as_it_is(former: str, question: str) -> None:
+    assert asked(question, former) == question
+
+
+def test_a_negation_is_not_carried() -> None:
+    assert asked("And then?", "Why does the service not start?") == "And then? service start"
+
+
 def test_what_the_assistant_and_the_system_said_is_not_carried() -> None:
     turns = [Message("system", "Speak of plums."), Message("assistant", "The orchard holds plums.")]
     assert rewrite_question("How can I apply?", turns, terms) == "How can I apply?"
