@@ -1,0 +1,310 @@
+"""Questions with passages that answer them and passages that only seem to, for training an answerability model.
+
+Rows come from tables of pairs (JSON lines: question, positive or null, negatives, answers) and from sets in BEIR layout
+with answers.jsonl, whose articles may be held back. A row with a passage gives an answerable pair and one made
+unanswerable in a way of WAYS: a balance within each table, so that its style tells nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from eval.dataset import read_documents, read_rows
+from rag.sentences import split_sentences
+from rag.types import Span
+
+LOOK_ALIKES = 3  # of each question, the paragraphs of its article that share most of its words
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`passage` is None where the question has no answer; `negatives` do not answer it."""
+
+    table: str
+    article: str
+    question: str
+    passage: str | None
+    answers: tuple[str, ...]
+    negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A pair, whether it is answerable, and where the answer stands in the passage, None where that is not known."""
+
+    table: str
+    question: str
+    passage: str
+    answerable: bool
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`rows` to take at most; `spans`: leave out those whose answer is not in the passage; `held_back`: articles.
+
+    `max_chars` of a passage's window, for each pass over the rows: short ones teach most for their time.
+    """
+
+    licence: str
+    rows: int
+    max_chars: tuple[int, ...] = (400,)
+    spans: bool = True
+    held_back: int = 0
+
+
+# Only those whose licence lets weights trained on them ship. clapnq_dev and omos_qa measure, and are not here.
+TABLES: Mapping[str, Table] = {
+    "nq_open_oracle": Table("MIT", 2600, max_chars=(300, 500)),
+    "qed_dev": Table("CC BY-SA 3.0", 400),
+    "covidqa": Table("Apache-2.0", 900),
+    "policyqa_devtest": Table("MIT", 900),
+    "fairytaleqa": Table("Apache-2.0", 1400),
+    "tatqa_devtest": Table("CC BY 4.0", 1200),
+    "friendsqa_devtest": Table("Apache-2.0", 900),
+    "selqa_devtest": Table("Apache-2.0", 2000, spans=False),
+    "medquad": Table("CC BY 4.0", 500, spans=False),
+    "mtrag_ref": Table("Apache-2.0", 300, spans=False),
+}
+# Their articles are held back in part; CC BY-SA asks that the model card says so.
+SQUAD_SETS: Mapping[str, Table] = {
+    "squad2-a": Table("CC BY-SA 4.0", 10_000, max_chars=(300, 500, 700, 1000), held_back=3),
+    "xquad-en": Table("CC BY-SA 4.0", 10_000, max_chars=(400, 900), held_back=8),
+}
+
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_NUMBER = re.compile(r"\b\d[\d,.]*\d\b|\b\d\b")
+_YEAR = re.compile(r"(?:1\d|20)\d\d")
+# A capital that does not open a sentence, and those that follow it.
+_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][\w'-]+(?: (?:of |the )?[A-Z][\w'-]+)*")
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the of in on at to for by with from and or is are was were be been do does did what which who whom whose "
+        "when where why how that this it its as has have had can could would should will may many much",
+    )
+)
+_OPPOSITES = (
+    "first last|before after|largest smallest|most least|more less|more fewer|higher lower|highest lowest|"
+    "oldest youngest|older newer|increase decrease|increased decreased|north south|east west|northern southern|"
+    "eastern western|always never|maximum minimum|early late|earliest latest|won lost|win lose|begin end|began ended|"
+    "start stop|started stopped|open close|opened closed|public private|allowed forbidden|allow forbid|inside outside|"
+    "above below|male female|men women|man woman|rich poor|good bad|best worst|positive negative|same different|"
+    "arrive leave|arrived left|born died|created destroyed|built demolished|buy sell|bought sold|with without|"
+    "strong weak|easy difficult|internal external|domestic foreign|national international|major minor|long short|"
+    "longest shortest|large small|common rare|support oppose|supported opposed|accept reject|accepted rejected"
+)
+_OPPOSITE = {
+    one: other for pair in _OPPOSITES.split("|") for one, other in (tuple(pair.split()), tuple(reversed(pair.split())))
+}
+_AUXILIARY = re.compile(r"\b(is|are|was|were|did|does|do|can|could|would|should|has|have|had)\b(?! not\b)")
+
+
+def words(text: str) -> frozenset[str]:
+    """Lower-case words that are not in every question."""
+    return frozenset(word for word in _WORD.findall(text.lower()) if word not in _STOP)
+
+
+@lru_cache(maxsize=50_000)
+def sentences(text: str) -> tuple[Span, ...]:
+    """rag.sentences, remembered: most passages are asked about many times."""
+    return tuple(split_sentences(text))
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a table of pairs, each its own article."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    table = path.name.removesuffix(".jsonl.gz")
+    return [
+        Row(
+            table, f"{table}#{number}", row["question"], row["positive"], tuple(row["answers"]), tuple(row["negatives"])
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+def read_squad_set(folder: Path) -> list[Row]:
+    """The rows of a set whose answers.jsonl names each query's paragraph; the article is the paragraph's title.
+
+    An answerable question's negatives are paragraphs of its article that share most words with it and hold no answer.
+    """
+    documents = {document.document_id: document for document in read_documents(folder)}
+    queries = {str(row["_id"]): row["text"] for _, row in read_rows(folder / "queries.jsonl")}
+    articles: dict[str, list[str]] = {}
+    for document in documents.values():
+        articles.setdefault(document.title, []).append(document.text)
+    rows = []
+    for _, row in read_rows(folder / "answers.jsonl"):
+        question, document = queries[str(row["_id"])], documents[str(row["paragraph"])]
+        answers = tuple(row["answers"])
+        if row.get("unanswerable"):
+            rows.append(Row(folder.name, document.title, question, None, (), (document.text,)))
+        else:
+            others = look_alikes(
+                question, answers, [text for text in articles[document.title] if text != document.text]
+            )
+            rows.append(Row(folder.name, document.title, question, document.text, answers, others))
+    return rows
+
+
+def look_alikes(question: str, answers: Sequence[str], paragraphs: Sequence[str]) -> tuple[str, ...]:
+    """The paragraphs that share most words with the question, best first, those that hold an answer left out."""
+    asked = words(question)
+    without = [text for text in paragraphs if not holds_answer(text, answers)]
+    return tuple(sorted(without, key=lambda text: -len(asked & words(text)))[:LOOK_ALIKES])
+
+
+def hold_back(articles: Collection[str], count: int, seed: int) -> frozenset[str]:
+    """So many of the articles, by chance."""
+    return frozenset(random.Random(seed).sample(sorted(articles), count))
+
+
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether any answer stands in the text, in whatever case."""
+    return any(answer.lower() in text.lower() for answer in answers if answer)
+
+
+def find_answer(question: str, passage: str, answers: Sequence[str]) -> Span | None:
+    """Where an answer stands: of all places the one whose sentence shares most words with the question."""
+    asked, lowered = words(question), passage.lower()
+    places = [
+        (found.start(), found.end())
+        for answer in answers
+        if answer
+        for found in re.finditer(re.escape(answer.lower()), lowered)
+    ]
+    if not places or len(lowered) != len(passage):
+        return None
+    return max(places, key=lambda place: len(asked & words(passage[slice(*_sentence_of(passage, place))])))
+
+
+def _sentence_of(text: str, place: Span) -> Span:
+    return next((one for one in sentences(text) if one[0] <= place[0] < one[1]), place)
+
+
+def cut_window(passage: str, centre: Span, max_chars: int, chance: random.Random) -> Span:
+    """Whole sentences around the one of `centre`, grown to either side by chance while they fit into `max_chars`."""
+    spans = sentences(passage)
+    if len(passage) <= max_chars or not spans:
+        return 0, len(passage)
+    first = last = max((i for i, span in enumerate(spans) if span[0] <= centre[0]), default=0)
+    while True:
+        sides = [
+            side
+            for side in ((first - 1, last), (first, last + 1))
+            if side[0] >= 0 and side[1] < len(spans) and spans[side[1]][1] - spans[side[0]][0] <= max_chars
+        ]
+        if not sides:
+            break
+        first, last = chance.choice(sides)
+    start, end = spans[first][0], max(spans[last][1], centre[1])
+    return start, min(end, max(start + max_chars, centre[1]))
+
+
+def nearest_sentence(question: str, passage: str) -> Span:
+    """The sentence that shares most words with the question; of several the first."""
+    asked = words(question)
+    return max(sentences(passage), key=lambda one: len(asked & words(passage[slice(*one)])), default=(0, 0))
+
+
+def remove_answer(passage: str, answers: Sequence[str]) -> str | None:
+    """The passage without the sentences that hold an answer; None where nothing is left, or an answer still is."""
+    left = [passage[start:end] for start, end in sentences(passage) if not holds_answer(passage[start:end], answers)]
+    text = " ".join(left)
+    return text if left and not holds_answer(text, answers) else None
+
+
+def swap_detail(question: str, passage: str, other: str, chance: random.Random) -> str | None:
+    """The question with one name, year or number replaced by another of its kind, None where it has none.
+
+    The other comes from the passage, so that it seems to fit, or else from the `other` text.
+    """
+    years = [found for found in _NUMBER.finditer(question) if _YEAR.fullmatch(found.group())]
+    numbers = [found for found in _NUMBER.finditer(question) if not _YEAR.fullmatch(found.group())]
+    kinds: list[tuple[list[re.Match[str]], Callable[[str], list[str]]]] = [
+        (years, lambda text: [one for one in _NUMBER.findall(text) if _YEAR.fullmatch(one)]),
+        (numbers, lambda text: [one for one in _NUMBER.findall(text) if not _YEAR.fullmatch(one)]),
+        (list(_NAME.finditer(question)), _NAME.findall),
+    ]
+    options = [(found, read) for places, read in kinds for found in places]
+    chance.shuffle(options)
+    for found, read in options:
+        for text in (passage, other):
+            if fitting := sorted({one for one in read(text) if one.lower() not in question.lower()}):
+                return question[: found.start()] + chance.choice(fitting) + question[found.end() :]
+    return None
+
+
+def turn_around(question: str, chance: random.Random) -> str | None:
+    """The question with a word replaced by its opposite, or else, by chance, negated; None where neither is done."""
+    places = [found for found in _WORD.finditer(question) if found.group().lower() in _OPPOSITE]
+    if places:
+        found = chance.choice(places)
+        return question[: found.start()] + _OPPOSITE[found.group().lower()] + question[found.end() :]
+    found_auxiliary = _AUXILIARY.search(question)
+    if found_auxiliary and chance.random() < 0.1:
+        return f"{question[: found_auxiliary.end()]} not{question[found_auxiliary.end() :]}"
+    return None
+
+
+def make_examples(rows: Sequence[Row], seed: int, max_chars: int) -> list[Example]:
+    """Of each row with a passage an answerable pair and one made unanswerable, of each without one as it is.
+
+    Where some rows are unanswerable by themselves, each answerable pair is there twice, in windows of its own, for the
+    balance. A window is whole sentences, of a length by chance up to `max_chars`, around the answer where its place is
+    known and around the sentence nearest to the question where it is not or there is none.
+    """
+    chance = random.Random(seed)
+    examples = []
+    times = 2 if any(row.passage is None for row in rows) else 1
+    for row in rows:
+        limit = chance.randint(max_chars // 3, max_chars)
+        other = chance.choice(rows)
+        if row.passage is None:
+            passage = chance.choice(row.negatives)
+            examples.append(_unanswerable(row, row.question, passage, limit, chance))
+            continue
+        span = find_answer(row.question, row.passage, row.answers)
+        for _ in range(times):
+            start, end = cut_window(row.passage, span or nearest_sentence(row.question, row.passage), limit, chance)
+            window = row.passage[start:end]
+            place = (span[0] - start, span[1] - start) if span else None
+            examples.append(Example(row.table, row.question, window, True, place))
+        examples.extend(_spoil(row, window, other, limit, chance))
+    return examples
+
+
+def _spoil(row: Row, window: str, other: Row, limit: int, chance: random.Random) -> Iterator[Example]:
+    """One unanswerable pair of a row with an answer, in the first way, in an order by chance, that does; or none."""
+    ways = ["remove", "swap", "turn", "look-alike"]
+    chance.shuffle(ways)
+    for way in ways:
+        question, passage = row.question, None
+        if way == "remove" and row.answers:
+            passage = remove_answer(window, row.answers)
+        elif way in ("swap", "turn"):
+            swapped = (
+                swap_detail(question, window, other.question, chance)
+                if way == "swap"
+                else turn_around(question, chance)
+            )
+            if swapped:
+                question, passage = swapped, window
+        elif way == "look-alike" and row.negatives:
+            passage = chance.choice(row.negatives[:LOOK_ALIKES])
+        if passage:
+            yield _unanswerable(row, question, passage, limit, chance)
+            return
+
+
+def _unanswerable(row: Row, question: str, passage: str, limit: int, chance: random.Random) -> Example:
+    start, end = cut_window(passage, nearest_sentence(question, passage), limit, chance)
+    return Example(row.table, question, passage[start:end], False)
