@@ -57,8 +57,8 @@ def build_app(settings: Settings) -> Application:
 def _reranker(settings: Settings, max_ongoing: int, embedder: Application) -> Application:
     serving = settings.serve.reranker
     if settings.reranker.kind == "maxsim":
-        return _deploy(LateInteraction, settings, serving, max_ongoing, embedder)
-    return _deploy(CrossEncoder, settings, serving, max_ongoing, environment=PATIENT_THREADS)
+        return _deploy(LateInteraction, settings, serving, max_ongoing, embedder, name="Reranker")
+    return _deploy(CrossEncoder, settings, serving, max_ongoing, environment=PATIENT_THREADS, name="Reranker")
 
 
 def _deploy(
@@ -68,8 +68,9 @@ def _deploy(
     max_ongoing: int,
     *handles: Application,
     environment: dict[str, str] | None = None,
+    name: str | None = None,
 ) -> Application:
-    deployment: Any = serve.deployment(stage, **_options(serving, max_ongoing, environment))
+    deployment: Any = serve.deployment(stage, name=name or stage.__name__, **_options(serving, max_ongoing, environment))
     return deployment.bind(settings, *handles)
 
 

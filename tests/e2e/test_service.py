@@ -280,6 +280,16 @@ def test_the_reranker_killed_costs_the_order_not_the_answer(service: Service) ->
     wait_until(lambda: service.answers_with("reranker"), 300, "the reranker is back")
 
 
+def test_the_embedder_killed_leaves_word_search_and_everything_comes_back(service: Service) -> None:
+    (replica,) = service.processes("ServeReplica:rag:Embedder")
+    replica.kill()
+    answer = service.ask(ANSWERABLE[0]["question"])
+    assert {"dense", "rerank"} <= set(answer["degraded"])
+    assert answer["status"] == "answered"
+    # Late interaction has its queries embedded there: its own way to the next replica has to open again, too.
+    wait_until(lambda: service.answers_with("embedder"), 300, "the embedder is back")
+
+
 @pytest.mark.timeout(1200)
 def test_the_llm_killed_leaves_extracted_answers_and_no_process_behind(service: Service) -> None:
     (replica,) = service.processes("ServeReplica:rag:Generator")
