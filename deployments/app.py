@@ -70,7 +70,9 @@ def _deploy(
     environment: dict[str, str] | None = None,
     name: str | None = None,
 ) -> Application:
-    deployment: Any = serve.deployment(stage, name=name or stage.__name__, **_options(serving, max_ongoing, environment))
+    deployment: Any = serve.deployment(
+        stage, name=name or stage.__name__, **_options(serving, max_ongoing, environment)
+    )
     return deployment.bind(settings, *handles)
 
 

@@ -280,12 +280,12 @@ def test_the_reranker_killed_costs_the_order_not_the_answer(service: Service) ->
     wait_until(lambda: service.answers_with("reranker"), 300, "the reranker is back")
 
 
-def test_the_embedder_killed_leaves_word_search_and_everything_comes_back(service: Service) -> None:
+def test_the_embedder_killed_costs_no_answer_and_everything_comes_back(service: Service) -> None:
     (replica,) = service.processes("ServeReplica:rag:Embedder")
     replica.kill()
-    answer = service.ask(ANSWERABLE[0]["question"])
-    assert {"dense", "rerank"} <= set(answer["degraded"])
+    answer = service.ask(ANSWERABLE[0]["question"])  # with deadlines in which the next replica may come
     assert answer["status"] == "answered"
+    assert set(answer["degraded"]) <= {"dense", "rerank", "ground"}
     # Late interaction has its queries embedded there: its own way to the next replica has to open again, too.
     wait_until(lambda: service.answers_with("embedder"), 300, "the embedder is back")
 
