@@ -249,8 +249,8 @@ def build_steps(
 ) -> Steps:
     """The handles as the flow's callables; Ray's errors become ours on the way."""
     streaming = generator.options(stream=True)
-    late = settings.reranker.kind == "maxsim"
-    scoring = ("reranker", "embedder") if late else ("reranker",)  # late interaction has the query embedded
+    # Late interaction has the query embedded.
+    scoring = ("reranker", "embedder") if settings.reranker.kind == "maxsim" else ("reranker",)
 
     async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
         return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
@@ -294,8 +294,7 @@ def build_steps(
             async for piece in pieces:
                 yield piece
 
-    stored = stored_token_vectors if late else None
-    search = SearchSteps(embed, dense_search, lexical_search, score, terms, stored)
+    search = SearchSteps(embed, dense_search, lexical_search, score, terms, stored_token_vectors)
     count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
     return Steps(search, generate, count_tokens)
 

@@ -124,7 +124,9 @@ async def stream_answer(
     """
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
     clock = RequestClock(deadline_s, queue_s)
-    query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
+    query = question.text
+    if question.conversation:
+        query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
     found = await retrieve(
         query,
         question.collection,

@@ -54,7 +54,8 @@ class MaxSimReranker:
         if not texts:
             return []
         parts = [index for index, own in enumerate(spans) if own != [(0, len(texts[index]))]]
-        found = await asyncio.to_thread(self._offsets, [texts[index] for index in parts])
+        # Whole texts need none: that is all that reranking asks.
+        found = await asyncio.to_thread(self._offsets, [texts[index] for index in parts]) if parts else []
         offsets = dict(zip(parts, found, strict=True))
         stored = [
             # Others than the text has tokens are another text's: the document changed since the search.

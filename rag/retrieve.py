@@ -51,7 +51,7 @@ DEGRADABLE = (StageError, StoreUnavailableError, ModelError, OverloadedError)
 
 @dataclass(frozen=True, slots=True)
 class SearchSteps:
-    """The callables of the searching half; `token_vectors` is None where the reranker has no use for them."""
+    """The callables of the searching half; without `token_vectors` late interaction makes them anew."""
 
     embed: Embed
     dense_search: DenseSearch
@@ -149,7 +149,8 @@ async def _rerank(
         spans: list[list[Span]] = [[(0, len(text))] for text in texts]
 
         async def score() -> tuple[list[Hit], list[np.ndarray]]:
-            known = await _with_token_vectors(collection, candidates, steps.token_vectors)
+            fetch = steps.token_vectors if settings.reranker.kind == "maxsim" else None  # others read the texts
+            known = await _with_token_vectors(collection, candidates, fetch)
             return known, await steps.score([query], texts, spans, [hit.token_vectors for hit in known])
 
         try:

@@ -175,6 +175,13 @@ async def test_the_candidates_token_vectors_come_from_the_index_and_stay_with_th
     ]  # fmt: skip
 
 
+async def test_a_cross_encoder_s_candidates_need_no_token_vectors() -> None:
+    unasked = raising(AssertionError("asked"))
+    steps = make_search(dense_search=finds("a"), lexical_search=finds(), score=Ranking({}), token_vectors=unasked)
+    found, clock = await search(steps, make_settings(reranker={"kind": "cross-encoder", "model": "any"}))
+    assert (ids(found), clock.degraded) == (["a"], [])
+
+
 async def test_reranking_goes_on_when_the_token_vectors_cannot_be_fetched() -> None:
     scorer = Ranking({"Text b.": 0.9})
     gone = raising(StoreUnavailableError("gone"))
