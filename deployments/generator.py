@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from rag.config import Settings
+from rag.imports import without_collection
 from rag.models import locate_model, read_format_checks
 from rag.step_settings import GeneratorSettings, StageServing
 from rag.types import GeneratedText, Message
@@ -23,7 +24,8 @@ class Generator:
         self._health_timeout_s = health_timeout_s
         located = locate_model(settings.generator.model, settings.cache_dir)
         # After the model was found: what is wrong with its name is said before vLLM is imported.
-        from deployments.llm_server import start_server
+        with without_collection():
+            from deployments.llm_server import start_server
 
         self._server = await start_server(settings, located)
         if settings.generator.accelerator == "cpu":

@@ -27,6 +27,7 @@ from deployments.proxy import BINARY_VARIABLE, script_path
 from deployments.ray_session import joined_address, ray_dir_of, short_dir, start_ray
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
+from rag.imports import without_collection
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
@@ -90,7 +91,7 @@ def running_service(
 
         try:
             # Importing Serve and the graph takes seconds: done while Ray starts.
-            importing = threading.Thread(target=importlib.import_module, args=("deployments.app",), daemon=True)
+            importing = threading.Thread(target=_import_graph, daemon=True)
             if app_builder is None:
                 importing.start()
             step(
@@ -116,6 +117,11 @@ def running_service(
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _import_graph() -> None:
+    with without_collection():
+        importlib.import_module("deployments.app")
 
 
 def _build_app(settings: Settings) -> Any:

@@ -41,6 +41,9 @@ if [ ! -f .venv/ready ] || [ "$(cat .venv/ready)" != "$want" ]; then
   fi
   .venv/bin/python -m pip install --no-input --no-deps --no-build-isolation -e . >>build/setup.log 2>&1 \
     || { tail -n 3 build/setup.log >&2; fail "installing the project itself failed; the whole log is build/setup.log"; }
+  # pip compiles the packages, but not an editable project; where PYTHONDONTWRITEBYTECODE is set each of the service's
+  # processes would do it anew.
+  .venv/bin/python -m compileall -q rag ingest deployments eval
   TQDM_DISABLE=1 .venv/bin/python -m rag.models --quiet
   echo "$want" > .venv/ready
 fi

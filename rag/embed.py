@@ -11,6 +11,7 @@ import numpy as np
 
 from rag.batching import token_bounded_batches, token_lengths
 from rag.errors import ModelError
+from rag.imports import without_collection
 from rag.step_settings import EmbedderSettings
 from rag.token_vectors import encode_tokens
 from rag.types import Embedding, TextKind
@@ -25,8 +26,9 @@ class SentenceEmbedder:
     """
 
     def __init__(self, settings: EmbedderSettings, model: str) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
+        with without_collection():
+            import torch
+            from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(settings.threads)
         self._settings = settings

@@ -48,10 +48,11 @@ RAG = {
     "clock": {"types", "errors"},
     "batching": set[str](),
     "cpu": set[str](),
+    "imports": set[str](),
     # steps, and the parts of those that are more than one file
     "token_vectors": set[str](),
     "rewrite": {"types", "claims", "language"},
-    "embed": EVERY_STEP | {"batching", "token_vectors"},
+    "embed": EVERY_STEP | {"batching", "imports", "token_vectors"},
     "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
     "analyze": set[str](),
     "store": EVERY_STEP | {"filters", "store_rows", "milvus", "index_versions"},
