@@ -34,7 +34,10 @@ def encode_tokens(vectors: np.ndarray) -> bytes:
     numbers = rotate(vectors)
     for edge in _edges(dimension):  # a comparison each is a tenth of a search among them
         places[:, :dimension] += numbers > edge
-    packed: np.ndarray = (places.reshape(tokens, width, _PER_BYTE) << _SHIFTS).sum(axis=2, dtype=np.uint8)
+    neighbours = places.reshape(tokens, width, _PER_BYTE)
+    packed = neighbours[:, :, 0].copy()
+    for place in range(1, _PER_BYTE):  # a sum over the last axis takes five times as long
+        packed |= neighbours[:, :, place] << (place * BITS)
     return packed.tobytes()
 
 
