@@ -1,19 +1,22 @@
-"""DOCX -> blocks in document order: paragraphs, headings, lists, table rows. Runs in the child.
+"""DOCX -> blocks in document order: paragraphs, headings, lists, table rows, notes. Runs in the child.
 
 python-docx opens the package; the walk is our own, since its paragraphs leave out content controls and tracked
-insertions. Headers, footers, footnotes and comments are left out, and so is what was deleted.
+insertions. A footnote or endnote follows the paragraph that refers to it, or stands in its cell. Headers, footers and
+comments are left out, and so is what was deleted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from zipfile import BadZipFile
 
 import docx
 from docx.opc.constants import RELATIONSHIP_TYPE
 from docx.opc.exceptions import OpcError
+from docx.opc.part import Part
+from docx.oxml import parse_xml
 from docx.oxml.ns import qn
 from lxml import etree
 
@@ -32,17 +35,21 @@ _SILENT = {qn("w:pPr"), qn("w:rPr"), qn("w:del"), qn("w:moveFrom"), _TEXTBOX} | 
     "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 }
 _BULLETS = {"bullet", "none"}
+_NoteKey = tuple[str, str | None]  # the reference's tag, and the note's id
+# What refers to a note: the relationship of the part that holds it, and its element there.
+_NOTES = {
+    qn("w:footnoteReference"): (RELATIONSHIP_TYPE.FOOTNOTES, qn("w:footnote")),
+    qn("w:endnoteReference"): (RELATIONSHIP_TYPE.ENDNOTES, qn("w:endnote")),
+}
 
 
 def read(request: Request) -> Iterator[Line]:
     """{"title": str | null}, the file's own, then for each block {"text", "level"}, level 0 for what is no heading."""
     document = docx.Document(request["path"])
-    numbering = [
-        part.target_part for part in document.part.rels.values() if part.reltype == RELATIONSHIP_TYPE.NUMBERING
-    ]
-    reader = _Reader(_read_styles(document.styles.element))
-    if numbering:
-        reader.formats = _read_formats(numbering[0].element)
+    parts = {one.reltype: one.target_part for one in document.part.rels.values() if not one.is_external}
+    reader = _Reader(_read_styles(document.styles.element), notes=_read_notes(parts))
+    if RELATIONSHIP_TYPE.NUMBERING in parts:
+        reader.formats = _read_formats(parts[RELATIONSHIP_TYPE.NUMBERING].element)
     yield {"title": storable(document.core_properties.title or "").strip() or None}
     chars = 0
     for line in _join_entries(reader.blocks(document.element.body)):
@@ -64,13 +71,17 @@ class _Reader:
     styles: dict[str, _Style]
     formats: dict[tuple[str, int], str] = field(default_factory=dict)  # (list, its level from 0) -> kind of number
     counted: Counter[tuple[str, int]] = field(default_factory=Counter)
+    notes: dict[_NoteKey, etree._Element] = field(default_factory=dict)  # those that were not read yet
 
     def blocks(self, parent: etree._Element) -> Iterator[Line]:
         """The blocks of a body, cell or text box; an entry of a list has `entry`."""
         for child in parent:
             if child.tag == _PARAGRAPH:
-                yield from self._paragraph(child)
-                for box in _textboxes(child):
+                own = list(self._paragraph(child))
+                yield from own
+                kept = {"entry": True} if any("entry" in line for line in own) else {}  # a list stays one block
+                yield from (line | kept for line in self._notes_of(child))
+                for box in _descendants(child, {_TEXTBOX}):
                     yield from self.blocks(box)
             elif child.tag == _TABLE:
                 rows = "\n".join(self._rows(child))
@@ -97,6 +108,12 @@ class _Reader:
         indent = "  " * depth
         rest = (f"\n{indent}{' ' * len(mark)}{line}" for line in lines_of_entry[1:])
         yield {"text": f"{indent}{mark}{lines_of_entry[0]}{''.join(rest)}", "level": 0, "entry": True}
+
+    def _notes_of(self, paragraph: etree._Element) -> Iterator[Line]:
+        for reference in _descendants(paragraph, _NOTES):
+            note = self.notes.pop((reference.tag, reference.get(qn("w:id"))), None)  # only once: it may name itself
+            if note is not None:
+                yield from self.blocks(note)
 
     def _mark(self, list_id: str, depth: int) -> str:
         if self.formats.get((list_id, depth), "bullet") in _BULLETS:
@@ -149,12 +166,12 @@ def _texts(element: etree._Element) -> Iterator[str]:
             yield from _texts(child)
 
 
-def _textboxes(element: etree._Element) -> Iterator[etree._Element]:
+def _descendants(element: etree._Element, tags: Container[str]) -> Iterator[etree._Element]:
     for child in element:
-        if child.tag == _TEXTBOX:
+        if child.tag in tags:
             yield child
         elif child.tag not in _SILENT:
-            yield from _textboxes(child)
+            yield from _descendants(child, tags)
 
 
 def _children(element: etree._Element, tag: str) -> Iterator[etree._Element]:
@@ -164,6 +181,15 @@ def _children(element: etree._Element, tag: str) -> Iterator[etree._Element]:
             yield child
         elif child.tag not in _SILENT:
             yield from _children(child, tag)
+
+
+def _read_notes(parts: Mapping[str, Part]) -> dict[_NoteKey, etree._Element]:
+    return {
+        (reference, note.get(qn("w:id"))): note
+        for reference, (relationship, tag) in _NOTES.items()
+        if relationship in parts
+        for note in parse_xml(parts[relationship].blob).iterfind(tag)
+    }
 
 
 def _read_styles(styles: etree._Element) -> dict[str, _Style]:

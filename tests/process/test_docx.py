@@ -10,6 +10,9 @@ from pathlib import Path
 import docx
 import pytest
 from docx.document import Document as WordDocument
+from docx.opc.constants import RELATIONSHIP_TYPE
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 
@@ -128,6 +131,65 @@ def test_what_word_wraps_around_text_and_what_it_hides(tmp_path: Path) -> None:
         "outer | a | b",
     ]
     assert [(h.level, h.text) for h in parsed.headings] == [(2, "By outline level")]
+
+
+def referring(text: str, kind: str, note: int) -> str:
+    return f'<w:r><w:t>{text}</w:t></w:r><w:r><w:{kind}Reference w:id="{note}"/></w:r>'
+
+
+def with_notes(document: WordDocument) -> None:
+    main = document.part
+    for kind, relationship, notes in (
+        (
+            "footnote",
+            RELATIONSHIP_TYPE.FOOTNOTES,
+            [run("It was 9 % in 2024."), run("Gone."), run("Of a cell."), run("각주")],
+        ),
+        ("endnote", RELATIONSHIP_TYPE.ENDNOTES, [referring("Names itself.", "endnote", 1)]),
+    ):
+        inside = "".join(
+            f'<w:{kind} w:id="{number}"><w:p><w:r><w:{kind}Ref/></w:r>{runs}</w:p></w:{kind}>'
+            for number, runs in enumerate(notes, 1)
+        )
+        separator = f'<w:{kind} w:type="separator" w:id="-1"><w:p><w:r><w:separator/></w:r></w:p></w:{kind}>'
+        blob = f"<w:{kind}s {nsdecls('w')}>{separator}{inside}</w:{kind}s>".encode()
+        content_type = f"application/vnd.openxmlformats-officedocument.wordprocessingml.{kind}s+xml"
+        assert main.package is not None
+        main.relate_to(Part(PackURI(f"/word/{kind}s.xml"), content_type, blob, main.package), relationship)
+    body = f"""
+    <w:p>{referring("The share fell.", "footnote", 1)}</w:p>
+    <w:p><w:r><w:t>Kept.</w:t></w:r><w:del w:id="9" w:author="a">{referring("gone", "footnote", 2)}</w:del></w:p>
+    <w:tbl><w:tr><w:tc><w:p>{referring("Cell.", "footnote", 3)}</w:p></w:tc></w:tr></w:tbl>
+    <w:p><w:pPr><w:pStyle w:val="ListBullet"/></w:pPr>{referring("one", "footnote", 4)}</w:p>
+    <w:p><w:pPr><w:pStyle w:val="ListBullet"/></w:pPr>{referring("two", "endnote", 1)}</w:p>
+    <w:p>{referring("Again.", "footnote", 1)}</w:p>
+    <w:p>{referring("To no note.", "footnote", 77)}</w:p>
+    """
+    for block in parse_xml(f"<w:body {nsdecls('w')}>{body}</w:body>"):
+        document.element.body.insert(len(document.element.body) - 1, block)
+
+
+def run(text: str) -> str:
+    return f"<w:r><w:t>{text}</w:t></w:r>"
+
+
+def test_a_note_follows_what_refers_to_it_once(tmp_path: Path) -> None:
+    parsed = parse(tmp_path, make_docx(with_notes))
+    assert parsed.text.split("\n\n") == [
+        "The share fell.",
+        "It was 9 % in 2024.",
+        "Kept.",
+        "Cell. Of a cell.",
+        "- one\n각주\n- two\nNames itself.",
+        "Again.",
+        "To no note.",
+        "",
+    ]
+
+
+def test_notes_that_are_no_xml_are_damage(tmp_path: Path) -> None:
+    raw = rewrite_part(make_docx(with_notes), "word/footnotes.xml", b"<w:footnotes")
+    assert "damaged" in refusal(tmp_path, raw)
 
 
 def test_type_is_told_by_content(tmp_path: Path) -> None:
