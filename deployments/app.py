@@ -18,6 +18,7 @@ from deployments.ingress import Orchestrator, create_api
 from deployments.reranker import CrossEncoder, LateInteraction
 from deployments.retriever import Retriever
 from rag.config import Settings
+from rag.evidence import check_fitted
 from rag.step_settings import StageServing
 
 # Health checks, readiness and searches come beside the questions that are at work.
@@ -31,7 +32,11 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 
 def build_app(settings: Settings) -> Application:
-    """The graph: the orchestrator over embedder, retriever, reranker, generator and indexer."""
+    """The graph: the orchestrator over embedder, retriever, reranker, generator and indexer.
+
+    Raises SettingsError for an evidence gate that was fitted to other models.
+    """
+    check_fitted(settings)
     serving = settings.serve
     # A question holds at most two calls of a stage at once: scoring the question while a sentence is grounded.
     stage_requests = 2 * serving.max_inflight + SPARE_REQUESTS

@@ -27,6 +27,7 @@ from deployments.proxy import BINARY_VARIABLE, script_path
 from deployments.ray_session import joined_address, ray_dir_of, short_dir, start_ray
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
+from rag.evidence import check_fitted
 from rag.imports import without_collection
 
 APP_NAME = "rag"
@@ -57,9 +58,11 @@ def running_service(
     """Starts everything, yields when every stage answered the warm-up question, stops everything at the end.
 
     `say` is told each step as it begins. `app_builder` replaces the graph (tests). Raises SettingsError for a taken
-    port, and StageError naming the log folder when the service does not come up.
+    port and for an evidence gate fitted to other models, and StageError naming the log folder when the service does
+    not come up.
     """
     _check_port(settings)
+    check_fitted(settings)  # before Ray is started, which takes seconds
     logs = settings.data_dir / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

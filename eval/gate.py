@@ -34,7 +34,7 @@ from eval.hardware import describe_machine, git_commit
 from rag.config import load_settings
 from rag.errors import InputError, RagError
 from rag.evidence import FEATURES
-from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings
+from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings, FittedModels
 
 FOLDS = 5
 SEED = 0
@@ -90,8 +90,10 @@ def feature_sets(scale: EvidenceScale) -> list[tuple[EvidenceFeature, ...]]:
     return [every[:count] for count in range(1, len(every) + 1)]
 
 
-def fit_gate(samples: Sequence[Sample], precision: float) -> tuple[EvidenceSettings, list[dict[str, Any]]]:
-    """The gate's settings and, scale by scale, how it does on articles held back.
+def fit_gate(
+    samples: Sequence[Sample], precision: float, models: FittedModels
+) -> tuple[EvidenceSettings, list[dict[str, Any]]]:
+    """The settings of a gate for `models` and, scale by scale, how it does on articles held back.
 
     The threshold is the lowest whose answers hold at `precision` on the first scale. Raises InputError where none does.
     """
@@ -103,7 +105,9 @@ def fit_gate(samples: Sequence[Sample], precision: float) -> tuple[EvidenceSetti
         raise InputError(f"scale {scales[0].scale}: {error}") from error
     threshold = float(np.floor(threshold * 1000) / 1000)
     settings = EvidenceSettings(
-        min_confidence=threshold, scales={one.scale: fit_scale(one, FEATURES[one.scale]) for one in scales}
+        min_confidence=threshold,
+        scales={one.scale: fit_scale(one, FEATURES[one.scale]) for one in scales},
+        fitted_for=models,
     )
     described = []
     for one, confidence in zip(scales, confidences, strict=True):
@@ -145,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         evidence, scales = settings.evidence, None
         if given.task == "fit":
-            evidence, scales = fit_gate(samples, given.precision)
+            models = FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
+            evidence, scales = fit_gate(samples, given.precision, models)
         else:
             scales = measure_gate(samples, evidence)
     except RagError as error:

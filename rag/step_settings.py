@@ -147,6 +147,13 @@ class EvidenceCalibration(StepSettings):
     weights: Mapping[EvidenceFeature, float] = Field(min_length=1)
 
 
+class FittedModels(StepSettings):
+    """Those whose scores a gate was fitted to, as the settings name them."""
+
+    embedder: str
+    reranker: str
+
+
 class EvidenceSettings(StepSettings):
     """The evidence gate: a calibration for each scale that scores may be on; one without cannot judge."""
 
@@ -154,6 +161,7 @@ class EvidenceSettings(StepSettings):
     scales: Mapping[EvidenceScale, EvidenceCalibration] = Field(
         default_factory=dict, description="fitted for this embedder and reranker by python -m eval.gate fit"
     )
+    fitted_for: FittedModels | None = Field(None, description="with other models no service starts; none: with any")
 
 
 class PromptSettings(StepSettings):

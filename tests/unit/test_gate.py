@@ -16,7 +16,7 @@ from eval.gate_samples import Sample, Samples, left_out
 from rag.config import load_settings
 from rag.errors import InputError
 from rag.evidence import FEATURES, scale_of
-from rag.step_settings import EvidenceSettings
+from rag.step_settings import EvidenceSettings, FittedModels
 from rag.types import Chunk, Hit, Scores
 
 
@@ -148,7 +148,9 @@ def test_an_article_held_back_is_judged_by_a_fit_without_it() -> None:
 
 def test_the_fitted_gate_keeps_its_precision_and_is_measured_alike() -> None:
     samples = samples_of(2_000, seed=3).rows
-    settings, (described,) = fit_gate(samples, precision=0.9)
+    models = FittedModels(embedder="an embedder", reranker="a reranker")
+    settings, (described,) = fit_gate(samples, 0.9, models)
+    assert settings.fitted_for == models
     assert described["threshold"]["precision"] == pytest.approx(0.9, abs=0.01)
     assert described["auroc"]["off-corpus"]["mean"] > 0.9
     assert described["ece"] < 0.03
@@ -164,8 +166,10 @@ def test_what_cannot_be_fitted_or_measured_is_refused() -> None:
         measure_gate(samples.rows, EvidenceSettings(min_confidence=0.5))
 
 
-def test_the_embedded_profile_ships_a_gate_for_every_scale_with_its_plot() -> None:
-    evidence = load_settings(profile="embedded").evidence
+def test_the_embedded_profile_ships_a_gate_for_its_models_and_every_scale_with_its_plot() -> None:
+    settings = load_settings(profile="embedded")
+    evidence = settings.evidence
+    assert evidence.fitted_for == FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
     assert evidence.min_confidence is not None
     assert {scale: set(one.weights) for scale, one in evidence.scales.items()} == {
         scale: set(features) for scale, features in FEATURES.items()

@@ -79,7 +79,7 @@ RAG = {
     "listing": {"types", "errors"},
     # the command
     "client": {"errors"},
-    "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "models"},
+    "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
