@@ -9,6 +9,8 @@ from ingest.lines import RefusedError
 _DOTS_PER_INCH = 300
 _POINTS_PER_INCH = 72
 _MAX_PIXELS = 40_000_000
+# Else, unless Korean is named first, it writes a space behind each of a Korean word's syllables.
+_TESSERACT_OPTIONS = "-c preserve_interword_spaces=1"
 
 
 def read_image(path: str, page_index: int, password: str, languages: str, cpu_s: int) -> str:
@@ -36,5 +38,5 @@ def read_image(path: str, page_index: int, password: str, languages: str, cpu_s:
         width, height = page.get_size()
         fits = (_MAX_PIXELS / max(width * height, 1)) ** 0.5
         image = page.render(scale=min(_DOTS_PER_INCH / _POINTS_PER_INCH, fits), grayscale=True).to_pil()
-    text: str = pytesseract.image_to_string(image, lang=languages, timeout=cpu_s)
+    text: str = pytesseract.image_to_string(image, lang=languages, timeout=cpu_s, config=_TESSERACT_OPTIONS)
     return text

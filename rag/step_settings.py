@@ -71,7 +71,11 @@ class IngestSettings(StepSettings):
     max_chars: int = Field(20_000_000, ge=1)
     pdf_passwords: tuple[SecretStr, ...] = Field((), description="tried in this order on an encrypted PDF")
     ocr: bool = Field(False, description="PDF pages without text are read from their image; needs the extra `ocr`")
-    ocr_languages: str = Field("eng+kor", min_length=1, description="tesseract's names of them, joined by +")
+    ocr_languages: str = Field(
+        "kor+eng",
+        min_length=1,
+        description="tesseract's names of them, joined by +; it reads Korean better where that is first",
+    )
     embed_batch: int = Field(512, ge=1, description="chunks sorted by length and embedded together")
     ray_documents: int | None = Field(
         1000, ge=1, description="from so many new documents on `rag ingest` reads and embeds over Ray Data; none: never"

@@ -25,9 +25,13 @@ if shutil.which("tesseract") is None:
 needs_ocr = pytest.mark.skipif(bool(MISSING), reason=f"OCR needs what is not installed: {', '.join(MISSING)}")
 
 
-def scan(text: str) -> Image.Image:
+KOREAN_FONTS = sorted(Path("/usr/share/fonts").rglob("Nanum*.ttf"))
+
+
+def scan(text: str, font: Path | None = None) -> Image.Image:
     image = Image.new("L", (1700, 600), 255)
-    ImageDraw.Draw(image).text((100, 200), text, fill=0, font=ImageFont.load_default(size=70))
+    chosen = ImageFont.load_default(size=70) if font is None else ImageFont.truetype(font, size=70)
+    ImageDraw.Draw(image).text((100, 200), text, fill=0, font=chosen)
     return image
 
 
@@ -68,6 +72,15 @@ def test_pages_without_text_are_read_from_their_image(tmp_path: Path) -> None:
     parsed = parse(tmp_path, make_scanned(["A text layer.", scan("Scanned page number two"), "The third."]), OCR)
     assert [page.text for page in parsed.pages] == ["A text layer.\n", "Scanned page number two\n", "The third.\n"]
     assert (parsed.skipped_pages, parsed.pages[1].start_char) == (0, 14)
+
+
+@needs_ocr
+@pytest.mark.skipif(not KOREAN_FONTS, reason="a Korean font is needed (Debian: fonts-nanum)")
+@pytest.mark.parametrize("languages", ["eng+kor", "kor+eng"])
+def test_korean_words_stay_whole(tmp_path: Path, languages: str) -> None:
+    limits = OCR.model_copy(update={"ocr_languages": languages})
+    text = parse(tmp_path, make_scanned([scan("서비스의 기본 포트는 8000번입니다.", KOREAN_FONTS[0])]), limits).text
+    assert {"서비스의", "기본"} <= set(text.split())
 
 
 @needs_ocr
