@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from rag.errors import (
     UnknownCollectionError,
 )
 from rag.filters import Equals, Like
-from rag.retrieve import SearchSteps, retrieve, scored_text, shared_words
+from rag.retrieve import SearchSteps, retrieve, scored_text
 from rag.step_settings import CalibrationSettings
 from rag.types import Scores, SearchResult, Span
 from tests.pipeline_fakes import (
@@ -347,25 +346,6 @@ async def test_a_question_that_the_reranker_cannot_read_is_scored_by_shared_word
     assert best.scores.rerank > 0.5
     assert clock.degraded == []
     assert clock.timings_ms["rerank"] > 0
-
-
-def words_of(text: str) -> list[str]:
-    return text.lower().split()
-
-
-@pytest.mark.parametrize(
-    ("query", "texts", "expected"),
-    [
-        pytest.param("a b c d", ["a b", "d d d", "x", "d c b a e"], [0.5, 0.25, 0.0, 1.0], id="fractions"),
-        pytest.param("a a b", ["a"], [0.5], id="distinct_terms"),
-        pytest.param("", ["a"], [0.0], id="no_terms"),
-        pytest.param("a", [], [], id="no_texts"),
-    ],
-)
-def test_shared_words_is_a_fraction_of_the_query(query: str, texts: Sequence[str], expected: list[float]) -> None:
-    scores = shared_words(query, texts, words_of)
-    assert scores.dtype == np.float32
-    assert scores.tolist() == expected
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
