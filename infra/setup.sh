@@ -32,7 +32,11 @@ if [ ! -f .venv/ready ] || [ "$(cat .venv/ready)" != "$want" ]; then
   "$python" -m venv .venv
   mkdir -p build
   echo "setup: installing $(grep -cE '^[A-Za-z]' "$lock") pinned packages, about 5 GB (2 to 5 minutes; log: build/setup.log)" >&2
-  if ! .venv/bin/python -m pip install --no-input --no-deps --require-hashes -r "$lock" >build/setup.log 2>&1; then
+  # The pip that comes with Python 3.11.7 (23.2) takes twice as long to look up these packages; without a newer one it
+  # goes on with that.
+  .venv/bin/python -m pip install --no-input --require-hashes -r infra/locks/pip.lock >build/setup.log 2>&1 \
+    || echo "setup: pip itself could not be renewed (build/setup.log); going on with the one that is there" >&2
+  if ! .venv/bin/python -m pip install --no-input --no-deps --require-hashes -r "$lock" >>build/setup.log 2>&1; then
     tail -n 3 build/setup.log >&2
     if grep -q 'torch==2.13.0+cpu' build/setup.log; then
       fail "torch 2.13.0+cpu is on none of pip's indexes; name PyTorch's CPU index in PIP_EXTRA_INDEX_URL and run make setup again"

@@ -299,5 +299,5 @@ def _make_registry(client: MilvusClient, timeout_s: float) -> None:
             # Another process may have made it in the meantime.
             if not client.has_collection(REGISTRY, timeout=timeout_s):
                 raise
-    client.create_index(REGISTRY, indexes, timeout=timeout_s)
+    client.create_index(REGISTRY, indexes, timeout=timeout_s, sync=False)  # no row is in it yet
     client.load_collection(REGISTRY, timeout=timeout_s)

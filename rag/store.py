@@ -87,9 +87,10 @@ class MilvusStore:
             index = self.registry.read(name).ready[0]
         check_fingerprint(name, index.built.fingerprint, fingerprint)
         with self._connection.client(name) as client:
-            # A process killed while it made the collection leaves it without its indexes; both calls may be repeated.
+            # Just made, or by a process that was killed over it; both calls may be repeated. No row is in it yet that
+            # an index would have to be waited for, and pymilvus waits half a second for each.
             if len(client.list_indexes(index.physical, timeout=self._timeout_s)) < len(index.built.indexed_columns):
-                client.create_index(index.physical, build_indexes(index.built), timeout=self._timeout_s)
+                client.create_index(index.physical, build_indexes(index.built), timeout=self._timeout_s, sync=False)
             client.load_collection(index.physical, timeout=self._timeout_s)
 
     def fingerprint(self, name: str) -> IndexFingerprint:
@@ -286,11 +287,7 @@ class MilvusStore:
         with self._connection.client() as client:
             try:
                 client.create_collection(
-                    name,
-                    schema=build_schema(built),
-                    index_params=build_indexes(built),
-                    consistency_level=CONSISTENCY,
-                    timeout=self._timeout_s,
+                    name, schema=build_schema(built), consistency_level=CONSISTENCY, timeout=self._timeout_s
                 )
             except MilvusException:
                 # Another process may have made it in the meantime.

@@ -241,7 +241,6 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     rebuilt = other.rag("collections", "reindex", "herons", "--json")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert (json.loads(rebuilt.stdout)["texts"], json.loads(rebuilt.stdout)["chunks"]) == ("files", 1)
-    assert "1 unchanged" in other.rag("ingest", str(note), "--collection", "herons").stdout
     dropped = other.rag("collections", "reindex", "herons", "--drop-old", "--json")
     assert json.loads(dropped.stdout)["dropped_versions"] == 1
 
