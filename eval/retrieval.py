@@ -110,10 +110,10 @@ class StageRuns:
 
 def stage_hits(hits: Sequence[Hit], stages: Sequence[str], blends: Sequence[float]) -> dict[str, list[Hit]]:
     """Stage -> its hits, best first, of everything that `retrieve` found for a query."""
-    fused = _by_score(hits, "fused")
+    fused = ranked_by(hits, "fused")
     reranked = [hit for hit in fused if hit.scores.rerank is not None]
     rest = [hit for hit in fused if hit.scores.rerank is None]
-    found = {stage: _by_score(hits, stage) for stage in ("lexical", "dense") if stage in stages}
+    found = {stage: ranked_by(hits, stage) for stage in ("lexical", "dense") if stage in stages}
     if "fused" in stages:
         found["fused"] = fused
     if "rerank" in stages:
@@ -123,7 +123,7 @@ def stage_hits(hits: Sequence[Hit], stages: Sequence[str], blends: Sequence[floa
     return found
 
 
-def _by_score(hits: Sequence[Hit], name: str) -> list[Hit]:
+def ranked_by(hits: Sequence[Hit], name: str) -> list[Hit]:
     """Those that a stage scored, in its order: ties go by chunk id in both searches and in the fusion."""
     scored = [(getattr(hit.scores, name), hit) for hit in hits]
     known = [(score, hit) for score, hit in scored if score is not None]

@@ -84,8 +84,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingested]:
         report = finish(start(data_dir, folder, "calm"), status=1)
         seconds = time.monotonic() - started
         assert (report["documents"]["added"], len(report["failures"])) == (DOCUMENTS + 1, 1)
-        (vault,) = (row for row in crash.stored_rows(server.uri, "calm").values() if "vault" in row["text"])
-        assert vault["text"] == "The vault opens at nine."
+        assert "The vault opens at nine." in [row["text"] for row in crash.stored_rows(server.uri, "calm")]
         yield Ingested(data_dir, folder, server.uri, report, seconds)
 
 

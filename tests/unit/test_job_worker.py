@@ -230,6 +230,7 @@ def test_a_job_whose_collection_is_being_written_to_waits_and_those_of_others_do
     with bench.working():
         with open_journal(settings, "docs", print):
             assert bench.finish(bench.jobs.submit(other)).state == "done"
+            wait_until(lambda: bench.jobs.find(held.job_id).documents[0].reason is not None)
             waiting = bench.jobs.find(held.job_id).documents[0].reason
             assert waiting == f"waiting: collection 'docs' is being written to by process {os.getpid()}"
         assert bench.finish(held).state == "done"
