@@ -41,8 +41,8 @@ class LazyEmbedder:
     @cached_property
     def _embedder(self) -> Any:
         self._say(f"loading the embedder {self._settings.embedder.model}")
-        # Threads that spin while they wait for each other take the cores from reading and writing: 5 % of a run. Torch's
-        # OpenMP reads it when it is loaded.
+        # Threads that spin while they wait for each other take the cores from reading and writing: 5 % of a run.
+        # Torch's OpenMP reads it when it is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from rag.embed import SentenceEmbedder
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 SEED = 20261121
 DOCUMENTS, VERSIONS, KILLS_OF_A_VERSION = 60, 5, 6
 ATTEMPTS_OF_A_KILL = 4
+SETTLED_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,14 @@ async def found(store: MilvusStore, collection: str) -> list[list[tuple[str, flo
     return results
 
 
+async def expect_the_same_found(store: MilvusStore) -> None:
+    """BM25's statistics remember deleted rows for a while, and the killed runs deleted other ones."""
+    deadline = time.monotonic() + SETTLED_S
+    while (killed := await found(store, "killed")) != (calm := await found(store, "calm")):
+        assert time.monotonic() < deadline, f"{killed} differs from {calm}"
+        await asyncio.sleep(0.5)
+
+
 @pytest.mark.timeout(900)
 async def test_runs_killed_at_random_instants_end_as_those_that_were_left_alone(
     tmp_path: Path, data_dir: Path, server: EmbeddedServer
@@ -97,7 +106,7 @@ async def test_runs_killed_at_random_instants_end_as_those_that_were_left_alone(
         wanted = crash.stored_rows(server.uri, "calm")
         assert len({row["source"] for row in wanted}) == len(corpus)
         crash.compare_rows(crash.stored_rows(server.uri, "killed"), wanted)
-        assert await found(store, "killed") == await found(store, "calm")
+        await expect_the_same_found(store)
     await store.aclose()
     assert killed >= 25
 
