@@ -81,8 +81,9 @@ def points_around(served: Point) -> Iterator[tuple[str, Point]]:
     yield "served", served
     for name, values in (("top_k", TOP_K), ("rrf_k", RRF_K), ("candidates", CANDIDATES), ("blend", BLEND)):
         for value in values:
+            change: dict[str, Any] = {name: value}
             if value != getattr(served, name):
-                yield name, replace(served, **{name: value})
+                yield name, replace(served, **change)
 
 
 def deepened(settings: Settings, depth: int) -> Settings:
