@@ -106,9 +106,8 @@ async def search_deep(
 
 def measure_point(dataset: Dataset, found: Mapping[str, Sequence[Hit]], point: Point) -> np.ndarray:
     """nDCG@10 of every query: float64 (queries,)."""
-    return score_run(dataset.qrels, {query: rank_documents(point.order(hits)) for query, hits in found.items()})[
-        MAIN_MEASURE
-    ]
+    run = {query: rank_documents(point.order(hits)) for query, hits in found.items()}
+    return score_run(dataset.qrels, run)[MAIN_MEASURE]
 
 
 def sweep_sets(datasets: Sequence[Dataset], settings: Settings, say: Say) -> list[dict[str, Any]]:
@@ -121,19 +120,21 @@ def sweep_sets(datasets: Sequence[Dataset], settings: Settings, say: Say) -> lis
     served = served_point(settings)
     points = list(points_around(served))
     depth = max(point.top_k for _, point in points)
-    values: dict[str, list[np.ndarray]] = {}
+    measured: dict[str, list[np.ndarray]] = {}
     for dataset in datasets:
         started = time.monotonic()
         collection = index_dataset(dataset, own, say)
-        found = asyncio.run(_search_set(dataset, collection, deepened(own, depth), models))
-        values[dataset.name] = [measure_point(dataset, found, point) for _, point in points]
-        say(f"{dataset.name}: {len(found)} queries in {time.monotonic() - started:.0f} s")
+        searched = asyncio.run(_search_set(dataset, collection, deepened(own, depth), models))
+        measured[dataset.name] = [measure_point(dataset, searched, point) for _, point in points]
+        say(f"{dataset.name}: {len(searched)} queries in {time.monotonic() - started:.0f} s")
     rows = []
     for place, (changed, point) in enumerate(points):
-        means = {name: float(own[place].mean()) for name, own in values.items()}
+        means = {name: float(found[place].mean()) for name, found in measured.items()}
         row = {"changed": changed, **asdict(point), "sets": means, "mean": float(np.mean(list(means.values())))}
         if place:
-            row["differences"] = {name: asdict(compare_values(own[0], own[place])) for name, own in values.items()}
+            row["differences"] = {
+                name: asdict(compare_values(found[0], found[place])) for name, found in measured.items()
+            }
         rows.append(row)
     return rows
 
