@@ -3,7 +3,8 @@
 What is measured is what will be embedded: the heading path, a line end, and the chunk's text, in tokens as the caller
 counts them (ingest.prepare says which).
 Heading lines are left out of the text, since they stand in `heading`; a section that is only a heading yields nothing.
-The document's text is not stored beside its chunks: parsing the same revision again, with the same settings, gives it.
+The document's text is not stored beside its chunks: each holds, as `lead`, what stands between those before and itself,
+and ingest.rebuild puts all together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from rag.step_settings import ChunkSettings
 from rag.types import Chunk, CountTokens, Heading, ParsedDocument, Span
 
 # Part of the index's fingerprint: raise it when parsing or splitting gives other chunks for the same file.
-SPLITTER_VERSION = "3"
+SPLITTER_VERSION = "4"
+
+HEADING_SEPARATOR = " > "
 
 _MAX_CHARS_PER_TOKEN = 12  # a run that the tokenizer takes for one unknown word is long text all the same
 _MAX_CHARS = 16_000  # the store holds 65,535 bytes of text, a character takes up to 4
@@ -56,9 +59,12 @@ def chunk_document(parsed: ParsedDocument, settings: ChunkSettings, count_tokens
     measure = _Measure(count_tokens, settings.max_tokens)
     page_starts = [page.start_char for page in parsed.pages] if parsed.paged else []
     chunks: list[Chunk] = []
+    reached = 0  # where the chunks so far end
     for heading, (start, end) in _sections(parsed.headings, len(text), measure):
         for span in _section_spans(text, start, end, heading, parsed, settings, measure):
-            chunks.append(_make_chunk(parsed, len(chunks), text, span, heading, page_starts))
+            lead = text[reached : span[0]][:_MAX_CHARS]
+            chunks.append(_make_chunk(parsed, len(chunks), text, span, heading, lead, page_starts))
+            reached = span[1]
     return chunks
 
 
@@ -93,9 +99,9 @@ def _heading_path(path: Sequence[Heading], measure: _Measure) -> str:
     """ "A > B > C"; the leading parts, then the end of the last one, are left out where it would grow too long."""
     most = int(measure.limit * _MAX_HEADING_FRACTION)
     parts = [heading.text for heading in path if heading.text]
-    while len(parts) > 1 and measure(" > ".join(parts)) > most:
+    while len(parts) > 1 and measure(HEADING_SEPARATOR.join(parts)) > most:
         parts = parts[1:]
-    joined = " > ".join(parts)
+    joined = HEADING_SEPARATOR.join(parts)
     while measure(joined) > most:
         joined = joined[: len(joined) * 3 // 4].rstrip()
     return joined
@@ -191,7 +197,13 @@ def _trim(text: str, span: Span) -> Span:
 
 
 def _make_chunk(
-    parsed: ParsedDocument, ordinal: int, text: str, span: Span, heading: str, page_starts: Sequence[int]
+    parsed: ParsedDocument,
+    ordinal: int,
+    text: str,
+    span: Span,
+    heading: str,
+    lead: str,
+    page_starts: Sequence[int],
 ) -> Chunk:
     document = parsed.document
     identity = f"{document.document_id}:{document.revision}:{ordinal}"
@@ -204,6 +216,7 @@ def _make_chunk(
         start_char=span[0],
         end_char=span[1],
         heading=heading,
+        lead=lead,
     )
     if not page_starts:
         return chunk

@@ -1,4 +1,4 @@
-"""What an index version holds, made anew in another one: from the stored texts, or from the documents' files."""
+"""What an index version holds, made anew in another one: chunk by chunk, or split anew from files or stored texts."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ingest.chunk import embedding_text
-from ingest.journal import open_journal
-from ingest.load import Failure, hash_file, unreadable
-from ingest.pipeline import IngestReport, Progress, ingest_documents
-from ingest.prepare import prepare_here
-from ingest.publish import Analyze, EmbedPassages, searched_text
+from ingest.documents import list_documents
+from ingest.journal import Unfinished, open_journal
+from ingest.load import Failure, hash_file
+from ingest.pipeline import IngestReport, ingest_documents
+from ingest.prepare import Prepared, chunk_parsed, prepare_here
+from ingest.publish import Analyze, EmbedPassages, Publisher, searched_text
+from ingest.rebuild import rebuild_document
+from ingest.recover import discard, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import And, Equals, Filter
 from rag.store import MilvusStore
 from rag.types import Chunk, CountTokens, Embedding, IndexFingerprint, StoredChunk, StoredDocument
 
-_INSTEAD = "delete its document, reindex, then send it or ingest its file again"
-_LOST = f"the file of that name no longer gives this document; {_INSTEAD}"
-
+T = TypeVar("T")
 Row = tuple[Chunk, StoredDocument]
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
     """What a copy did: chunks written, those among them whose end the embedder does not read though it understands
-    their language, files not read."""
+    their language, documents put together from their chunks, and documents that could not be made."""
 
     chunks: int = 0
     cut: int = 0
+    rebuilt: int = 0
     failures: tuple[Failure, ...] = ()
 
 
@@ -126,11 +130,11 @@ def _this_chunk(chunk: Chunk) -> Filter:
 
 @dataclass(slots=True)
 class Files:
-    """Reads the files of the old version's documents again; groups and metadata are kept, deleted documents go.
+    """Splits the old version's documents anew; groups and metadata are kept, deleted documents go.
 
-    A source is what a client said: only one that is the absolute path of a file is looked for, as it stands, and read
-    only where that file is the one that the document was made of. Each
-    document of the old version that the new one lacks afterwards is a failure.
+    A document's file is read again where it still holds what the document was made of. A source is what a client said:
+    only one that is the absolute path of a file is looked for, as it stands. Every other document (uploads, rows, files
+    that changed or are gone) is put together from its chunks, see ingest.rebuild.
     """
 
     store: MilvusStore
@@ -144,44 +148,28 @@ class Files:
     _seen: dict[str, StoredDocument] = field(default_factory=dict)
 
     def __call__(self, old: str, new: str, check: Callable[[], None], /) -> Copied:
-        documents = self.store.stored_documents(old)
+        documents = list_documents(self.store, old, None)
         changed = [document for document in documents if self._seen.get(document.document_id) != document]
         limit = self.settings.ingest.max_file_bytes
-        problems = [(document, _without_file(document, limit)) for document in changed]
-        failures = [Failure(document.source, problem) for document, problem in problems if problem is not None]
-        readable = [document for document, problem in problems if problem is None]
+        readable = [document for document in changed if _has_file(document, limit)]
         reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(readable)]
-        failures += (failure for report in reports for failure in report.failures)
         self._seen = {document.document_id: document for document in documents}
-        made = {document.document_id for document in self.store.stored_documents(new)}
-        for document_id in made - self._seen.keys():
+        made = {document.document_id: document for document in self.store.stored_documents(new)}
+        for document_id in made.keys() - self._seen.keys():
             self.store.delete(new, Equals("document_id", document_id))
-        told = {failure.source for failure in failures}
-        for document in documents:
-            if document.document_id not in made and document.source not in told:
-                failures.append(Failure(document.source, _LOST))
-        return Copied(sum(report.chunks for report in reports), failures=tuple(failures))
+        missing = [document for document in documents if not _is_made(document, made.get(document.document_id))]
+        chunks, failures = self._rebuild(missing, old, new, check)
+        written = chunks + sum(report.chunks for report in reports)
+        return Copied(written, rebuilt=len(missing) - len(failures), failures=tuple(failures))
 
     def _ingest(self, documents: Sequence[StoredDocument], new: str, check: Callable[[], None]) -> IngestReport:
-        """Ingests the files of documents that share their groups and metadata."""
-        written = 0
-
-        def progress(so_far: Progress) -> None:
-            nonlocal written
-            self.on_written(so_far.chunks - written)
-            written = so_far.chunks
-
-        def embed(texts: list[str]) -> Sequence[Embedding]:
-            embeddings = self.embed(texts)
-            check()
-            return embeddings
-
+        """Ingests the files of documents that share their groups and metadata; what fails is left to `_rebuild`."""
         with open_journal(self.settings, new, self.say) as journal:
             return ingest_documents(
                 [document.source for document in documents],
                 store=self.store,
                 journal=journal,
-                embed=embed,
+                embed=self._checked(check),
                 analyze=self.analyze,
                 prepare=prepare_here(self.settings, self.count_tokens),
                 fingerprint=self.fingerprint,
@@ -189,27 +177,103 @@ class Files:
                 collection=new,
                 acl=documents[0].acl,
                 metadata=documents[0].metadata,
-                progress=progress,
+                progress=self._counted(lambda progress: progress.chunks),
                 say=self.say,
             )
 
+    def _rebuild(
+        self, documents: Sequence[StoredDocument], old: str, new: str, check: Callable[[], None]
+    ) -> tuple[int, list[Failure]]:
+        """Makes documents from their chunks; how many chunks, and what failed."""
+        failures: list[Failure] = []
+        if not documents:
+            return 0, failures
+        self.say(f"{len(documents)} documents have no file that still holds them: made from their stored text")
+        with (
+            open_journal(self.settings, new, self.say) as journal,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer,
+        ):
+            reconcile(self.store, new, journal, self.say)
+            batch = self.settings.ingest.embed_batch
+            publisher = Publisher(self.store, new, journal, self._checked(check), self.analyze, batch, writer)
+            publisher.on_written = partial(self._counted(lambda publisher: publisher.chunks), publisher)
+            for document in documents:
+                stored = [one for one in self.store.chunks(old, document.document_id) if _is_of(one, document)]
+                parsed = rebuild_document(document, stored)
+                try:
+                    split = chunk_parsed(parsed, self.settings, self.count_tokens)
+                except DocumentError as error:
+                    failures.append(Failure(document.source, str(error)))
+                    continue
+                prepared = Prepared(parsed.document, document.title, len(parsed.pages), document.pages, split)
+                entry = _entry(document, self.fingerprint.index_version)
+                publisher.add(prepared, entry, source_bytes=0, known=False, to_remove=True)
+            publisher.finish()
+            for unfinished in journal.all_unfinished():  # a killed run's, deleted since
+                discard(self.store, new, journal, unfinished)
+        return publisher.chunks, failures
 
-def _without_file(document: StoredDocument, max_file_bytes: int) -> str | None:
-    """Why the document cannot be read again; None where there is a file that holds what it was made of.
+    def _checked(self, check: Callable[[], None]) -> EmbedPassages:
+        """The embedder, and `check` before what it gives is written."""
 
-    A file that holds something else is left alone: a client's row may name any file as its source.
+        def embed(texts: list[str]) -> Sequence[Embedding]:
+            embeddings = self.embed(texts)
+            check()
+            return embeddings
+
+        return embed
+
+    def _counted(self, count: Callable[[T], int]) -> Callable[[T], None]:
+        """Tells `on_written` of each change of a count of chunks."""
+        told = 0
+
+        def tell(so_far: T) -> None:
+            nonlocal told
+            self.on_written(count(so_far) - told)
+            told = count(so_far)
+
+        return tell
+
+
+def _has_file(document: StoredDocument, max_file_bytes: int) -> bool:
+    """Whether there is a file of its name that holds what the document was made of.
+
+    One that holds something else is left alone: a client's row may name any file as its source.
     """
     if not Path(document.source).is_absolute():
-        return f"its source is no absolute path: it was uploaded, or a row of a file; {_INSTEAD}"
-    if not os.path.isfile(document.source):  # noqa: PTH113, Path.is_file raises where the system refuses to look
-        return "there is no such file; bring it back, or delete its document"
+        return False
     try:
-        same = hash_file(Path(document.source), max_file_bytes) == document.revision
-    except OSError as error:
-        return unreadable(error)
-    except DocumentError as error:
-        return str(error)
-    return None if same else "it is not what the document was made of; ingest it again, or delete its document"
+        if not os.path.isfile(document.source):  # noqa: PTH113, Path.is_file raises where the system refuses to look
+            return False
+        return hash_file(Path(document.source), max_file_bytes) == document.revision
+    except (OSError, DocumentError):  # it cannot be read now; its stored text can
+        return False
+
+
+def _is_of(chunk: Chunk, document: StoredDocument) -> bool:
+    return chunk.revision == document.revision
+
+
+def _is_made(document: StoredDocument, made: StoredDocument | None) -> bool:
+    """Whether the new version has the document as the old one does, in chunks of its own."""
+    if made is None:
+        return False
+    facts = ("revision", "source", "acl", "metadata")
+    return all(getattr(made, name) == getattr(document, name) for name in facts)
+
+
+def _entry(document: StoredDocument, index_version: str) -> Unfinished:
+    """What the journal knows of it while it is written: as the old version's rows have it."""
+    return Unfinished(
+        document.document_id,
+        document.revision,
+        document.source,
+        document.source,
+        document.acl,
+        document.metadata,
+        index_version,
+        document.updated_at,
+    )
 
 
 def _by_groups_and_metadata(documents: Iterable[StoredDocument]) -> Iterable[list[StoredDocument]]:

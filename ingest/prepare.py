@@ -15,7 +15,7 @@ from ingest.parse import parse_document
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.language import Language, understands
-from rag.types import Chunk, CountTokens, Document, Embedding
+from rag.types import Chunk, CountTokens, Document, Embedding, ParsedDocument
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,15 @@ Prepare = Callable[[Iterable[Work]], Generator[tuple[Work, Outcome], None, None]
 def prepare_document(document: Document, path: Path, settings: Settings, count_tokens: CountTokens) -> Prepared:
     """Parses and chunks the file at `path`, which must still have the document's revision. Raises DocumentError."""
     parsed = parse_document(document, settings.ingest, path)
+    chunks = chunk_parsed(parsed, settings, count_tokens)
+    pages = len(parsed.pages)
+    if parsed.skipped_pages:
+        logger.warning("%s: %d of its %d pages could not be read", document.source, parsed.skipped_pages, pages)
+    return Prepared(document, parsed.title, pages, pages if parsed.paged else None, chunks)
+
+
+def chunk_parsed(parsed: ParsedDocument, settings: Settings, count_tokens: CountTokens) -> tuple[Chunk, ...]:
+    """The document's chunks by ordinal, one at least, measured as its language asks. Raises DocumentError."""
     count = choose_counter(parsed.text, settings.embedder.languages, count_tokens)
     chunks = chunk_document(parsed, settings.chunk, count)
     if not chunks:
@@ -77,10 +86,7 @@ def prepare_document(document: Document, path: Path, settings: Settings, count_t
             f"more than {_MAX_PAGES_OF_CHUNK:,} of its pages in a row hold next to no text; "
             "add a text layer first, for example: ocrmypdf IN OUT"
         )
-    pages = len(parsed.pages)
-    if parsed.skipped_pages:
-        logger.warning("%s: %d of its %d pages could not be read", document.source, parsed.skipped_pages, pages)
-    return Prepared(document, parsed.title, pages, pages if parsed.paged else None, tuple(chunks))
+    return tuple(chunks)
 
 
 def choose_counter(text: str, languages: tuple[Language, ...] | None, count_tokens: CountTokens) -> CountTokens:

@@ -46,6 +46,7 @@ class ReindexReport:
             "texts": self.texts,
             "chunks": self.copied.chunks,
             "cut_chunks": self.copied.cut,
+            "rebuilt_documents": self.copied.rebuilt,
             "seconds": round(self.seconds, 3),
             "failures": [asdict(failure) for failure in self.copied.failures],
         }
@@ -54,13 +55,15 @@ class ReindexReport:
         """The report for a person."""
         if self.copied.failures:
             return (
-                f"{self.collection} stays at index version {self.old_version}: {len(self.copied.failures)} files could "
-                "not be read; bring them back, or delete their documents, then run this again"
+                f"{self.collection} stays at index version {self.old_version}: {len(self.copied.failures)} documents "
+                "could not be made; delete them, then run this again"
             )
         parts = [f"{self.collection} is at index version {self.index_version}"]
         if self.texts:
             source = "the stored texts" if self.texts == "stored" else "the files"
             parts.append(f"{self.copied.chunks} chunks built from {source} in {self.seconds:.1f} s")
+            if self.copied.rebuilt:
+                parts.append(f"{self.copied.rebuilt} documents without such a file from their stored text")
             parts.append("start the service with the new settings to use it")
             parts.append(f"the old version is kept until: rag collections reindex {self.collection} --drop-old")
         if self.copied.cut:
@@ -79,11 +82,11 @@ def reindex_collection(
 ) -> ReindexReport:
     """Brings the collection to `fingerprint`; `store` has that fingerprint too.
 
-    Texts are those stored where the splitter is unchanged, else the files are read again. When a file cannot be read,
-    the report says so and nothing is switched. The same call again goes on where a killed one stopped. Where the
-    current version is as wanted, all that is done is to remove what was begun for other settings: a run that was killed
-    during its switch leaves writes refused. `drain_s` is what a single call of a process that writes may take: the
-    switch waits for it, and until every process knows of it.
+    Chunks are those stored where the splitter is unchanged; else the files are read again, and what has none is put
+    together from its chunks. Where a document cannot be made, the report says so and nothing is switched. The same call
+    again goes on where a killed one stopped. Where the current version is as wanted, all that is done is to remove what
+    was begun for other settings: a run that was killed during its switch leaves writes refused. `drain_s` is what a
+    single call of a process that writes may take: the switch waits for it, and until every process knows of it.
 
     Raises UnknownCollectionError, StoreUnavailableError, ModelError, and RagError when another run takes over.
     """
@@ -155,4 +158,5 @@ def _build(store: MilvusStore, old: str, version: IndexVersion, copy: Copy, drai
             registry.finish(version)
         else:
             registry.allow_writes(version)
-    return Copied(first.chunks + late.chunks, first.cut + late.cut, late.failures)
+    rebuilt = first.rebuilt + late.rebuilt
+    return Copied(first.chunks + late.chunks, first.cut + late.cut, rebuilt, late.failures)

@@ -59,15 +59,22 @@ def list_command(context: click.Context, collection: str, as_json: bool) -> None
 @settings_options
 @click.argument("document_id", metavar="ID")
 @_collection_option
+@click.option("--text", "with_text", is_flag=True, help="Its text too, at the offsets that citations name.")
 @_json_option
 @click.pass_context
 @edge
-def show_command(context: click.Context, document_id: str, collection: str, as_json: bool) -> None:
+def show_command(context: click.Context, document_id: str, collection: str, with_text: bool, as_json: bool) -> None:
     """What is stored of a document."""
     from ingest.documents import document_body, find_document
+    from ingest.rebuild import rebuild_document
 
     with _opened(context) as (store, _):
-        body = document_body(find_document(store, collection, document_id, None))
+        document = find_document(store, collection, document_id, None)
+        chunks = store.chunks(collection, document_id) if with_text else []
+    body = document_body(document)
+    if with_text:
+        of_revision = [chunk for chunk in chunks if chunk.revision == document.revision]
+        body["text"] = rebuild_document(document, of_revision).text
     if as_json:
         print_json({"documents": [body]})
     else:

@@ -25,7 +25,7 @@ from rag.columns import (
 from rag.errors import IndexMismatchError, InputError
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
@@ -47,6 +47,7 @@ CHUNK_COLUMNS = [
     "first_page",
     "last_page",
     "page_starts",
+    "lead",
 ]
 HIT_COLUMNS = [*CHUNK_COLUMNS, "title", "source"]
 DOCUMENT_COLUMNS = [
@@ -86,7 +87,7 @@ def build_schema(built: BuiltIndex) -> CollectionSchema:
     schema.add_field("chunk_id", DataType.VARCHAR, is_primary=True, max_length=MAX_CHUNK_ID_CHARS)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=built.fingerprint.dimension)
     schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
-    for name in ("document_id", "revision", "heading", "title", "source", "updated_at"):
+    for name in ("document_id", "revision", "heading", "lead", "title", "source", "updated_at"):
         schema.add_field(name, DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     for name in ("ordinal", "start_char", "end_char", "first_page", "last_page", "document_chunks", "document_pages"):
         schema.add_field(name, DataType.INT64)
@@ -157,6 +158,7 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
         "last_page": -1 if chunk.last_page is None else chunk.last_page,
         "page_starts": list(chunk.page_starts),
         "heading": chunk.heading,
+        "lead": chunk.lead,
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
         "updated_at": to_column(row.updated_at),
@@ -188,6 +190,7 @@ def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
         first_page=_page(columns["first_page"]),
         last_page=_page(columns["last_page"]),
         page_starts=tuple(int(start) for start in columns["page_starts"]),
+        lead=columns["lead"],
     )
 
 
@@ -245,8 +248,6 @@ def read_description(collection: str, description: str) -> BuiltIndex:
             f"collection {collection!r} was made by another program; choose another name, or another Milvus (store.uri)"
         )
     values = remembered.get("fingerprint")
-    if isinstance(values, dict):
-        values.setdefault("token_vectors", "")  # collections made before there were any
     names = {field.name for field in fields(IndexFingerprint)}
     if remembered["rag_schema"] != SCHEMA_VERSION or not isinstance(values, dict) or set(values) != names:
         raise IndexMismatchError(

@@ -67,8 +67,7 @@ class Heading:
 class ParsedDocument:
     """A document's text. The document's text is its pages' texts, joined without anything between.
 
-    It is stored only in chunks: parsing the same revision again, with the same settings, gives the same text, in which
-    a quote's surroundings can be shown.
+    It is stored in chunks only; ingest.rebuild puts it together again, so that a quote's surroundings can be shown.
     """
 
     document: Document
@@ -89,7 +88,8 @@ class Chunk:
     """The stored, embedded unit. `text == document_text[start_char:end_char]`.
 
     `page_starts[i]` is where page `first_page + i` starts in the document's text; empty when the format
-    has no pages (`first_page` and `last_page` are then None).
+    has no pages (`first_page` and `last_page` are then None). `lead` is what stands between the chunks before and this
+    one: heading lines and white space, so that all chunks together hold the document's text.
     """
 
     chunk_id: str
@@ -103,6 +103,7 @@ class Chunk:
     first_page: int | None = None
     last_page: int | None = None
     page_starts: tuple[int, ...] = ()
+    lead: str = ""
 
     def page_at(self, char: int) -> int | None:
         """The page that holds document offset `char`, None when the format has no pages."""

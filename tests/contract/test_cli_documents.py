@@ -47,7 +47,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 pages = 3 if source.endswith(".pdf") else None
                 vector = np.eye(8, dtype=np.float32)[0]
                 for number in range(2):
-                    chunk = Chunk(f"{identity}:{number}", identity, "r1", number, "text", 0, 4)
+                    start = 6 * number
+                    chunk = Chunk(
+                        f"{identity}:{number}", identity, "r1", number, "text", start, start + 4, lead="\n\n" * number
+                    )
                     acl, metadata = ("staff",), {"year": 2024}
                     row = StoredChunk(chunk, vector, "text", "제목", source, acl, metadata, 2, pages, "2026-01-01")
                     opened.upsert("docs", [row])
@@ -81,6 +84,8 @@ def test_an_operator_lists_shows_and_deletes_every_document() -> None:
         "updated_at": "2026-01-01",
     }
     assert read_json("documents", "show", pdf["document_id"], "--collection", "docs") == {"documents": [pdf]}
+    with_text = read_json("documents", "show", pdf["document_id"], "--collection", "docs", "--text")
+    assert with_text == {"documents": [pdf | {"text": "text\n\ntext"}]}
     shown = run("documents", "show", pdf["document_id"], "--collection", "docs").stdout
     assert {"source: upload/메모.pdf", "pages: 3", "acl: staff", "metadata: year=2024"} <= set(shown.splitlines())
     assert SOURCES[1] in run("documents", "list", "--collection", "docs").stdout

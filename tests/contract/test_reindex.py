@@ -309,8 +309,8 @@ def test_an_unknown_collection_is_named(open_store: OpenStore) -> None:
         drop_old_versions("docs", open_store(NEW), DRAIN_S)
 
 
-def test_with_another_splitter_the_files_are_read_again(
-    open_store: OpenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_with_another_splitter_files_are_read_again_and_what_has_none_is_split_from_its_stored_text(
+    open_store: OpenStore, tmp_path: Path
 ) -> None:
     settings = make_settings().model_copy(update={"data_dir": tmp_path / "data"})
     paths = [tmp_path / name for name in ("a.md", "b.md", "c.md")]
@@ -358,16 +358,15 @@ def test_with_another_splitter_the_files_are_read_again(
         )
 
     report = reindex_files()
-    assert [Path(failure.source).name for failure in report.copied.failures] == ["c.md"]
-    assert "stays at index version" in report.sentence()
-    assert open_store(None).fingerprint("docs") == OLD
-    gone = next(document for document in open_store(OLD).stored_documents("docs") if document.acl == ("c",))
-    open_store(OLD).delete("docs", Equals("document_id", gone.document_id))
-    report = reindex_files()
-    assert (report.texts, report.copied.failures, report.copied.chunks) == ("files", (), 0)
-    documents = open_store(changed).stored_documents("docs")
+    assert (report.texts, report.copied.failures, report.copied.rebuilt) == ("files", (), 1)
+    assert "1 documents without such a file" in report.sentence()
+    store = open_store(changed)
+    documents = store.stored_documents("docs")
     assert [(Path(document.source).name, document.acl) for document in documents] == [
         ("a.md", ("a",)),
         ("b.md", ("b",)),
+        ("c.md", ("c",)),
     ]
+    texts = [[chunk.text for chunk in store.chunks("docs", document.document_id)] for document in documents]
+    assert texts == [["The text of a.md."], ["The text of b.md."], ["The text of c.md."]]
     open_store(changed).drop_collection("docs")
