@@ -27,8 +27,8 @@ serve: setup ## serve at http://127.0.0.1:8000 until Ctrl-C
 test: setup ## every test that needs no GPU
 	@$(PY) -m pytest -m "not gpu" tests
 
-test-fast: setup ## unit tests only: no models, no Ray
-	@$(PY) -m pytest tests/unit
+test-fast: setup ## unit tests only: no models, no Ray; on every core
+	@$(PY) -m pytest --numprocesses auto tests/unit
 
 check: setup ## lint, format and types, read only
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

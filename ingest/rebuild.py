@@ -1,6 +1,6 @@
 """A document put together from its stored chunks: its text, pages and sections, as far as chunks tell them.
 
-Chunks hold every character up to the last chunk's end: what is in none of them is their `lead`. What parsing knew beside
+Chunks hold every character up to the last one's end: what is in none of them is their `lead`. What parsing knew beside
 (which lines are code, a page's label) is not stored, and of a heading only the path that its section's chunks have.
 """
 
@@ -49,9 +49,7 @@ def _pieces(chunks: Sequence[Chunk]) -> Iterator[str]:
 def _page_starts(chunks: Sequence[Chunk]) -> list[int]:
     """Where page 1, 2, ... starts; one that no chunk reaches into, where the next one does. Empty without pages."""
     known = {
-        (chunk.first_page or 1) + number: start
-        for chunk in chunks
-        for number, start in enumerate(chunk.page_starts)
+        (chunk.first_page or 1) + number: start for chunk in chunks for number, start in enumerate(chunk.page_starts)
     }
     starts: list[int] = []
     following = 0

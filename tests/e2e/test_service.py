@@ -234,7 +234,9 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     note = tmp_path / "note.md"
     note.write_text("The heron stands in the reeds.\n", encoding="utf-8")
     assert service.rag("ingest", str(note), "--collection", "herons").returncode == 0
-    other = Service(service.url, service.process, {**service.environment, "RAG_CHUNK__MAX_TOKENS": "150"})
+    # A switch waits for as long as a writer's call to the store may take.
+    changed = {"RAG_CHUNK__MAX_TOKENS": "150", "RAG_STORE__TIMEOUT_S": "3"}
+    other = Service(service.url, service.process, {**service.environment, **changed})
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
     assert "rag collections reindex herons" in refused.stderr

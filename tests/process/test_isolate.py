@@ -117,10 +117,10 @@ def test_a_reader_that_hangs_is_killed_with_its_whole_group(program: Program, tm
 
 
 def test_with_ocr_the_wall_limit_is_each_pages(program: Program) -> None:
-    command = program("for _ in range(4):\n    time.sleep(1)\n    yield {}\ntime.sleep(request['last'])")
-    limits = IngestSettings(parse_wall_s=2.5, ocr=True)
+    command = program("for _ in range(4):\n    time.sleep(0.5)\n    yield {}\ntime.sleep(request['last'])")
+    limits = IngestSettings(parse_wall_s=1.5, ocr=True)
     assert len(read_isolated("pdf", {"last": 0}, limits, command)) == 4
-    assert refusal(command, limits, last=60).startswith("reading a page of it took longer than 2.5 s")
+    assert refusal(command, limits, last=60).startswith("reading a page of it took longer than 1.5 s")
 
 
 @pytest.mark.parametrize(

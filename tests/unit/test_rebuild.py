@@ -71,7 +71,12 @@ def test_each_character_stays_on_its_page(texts: list[str], size: ChunkSettings)
 
 
 def test_the_same_sizes_give_the_same_chunks() -> None:
-    text = "# Guide\n\nAbout it. " + "More words follow here. " * 9 + "\n\n## Install > it\n\nRun it.\n\n## Use\n\n" + "A. " * 30
+    text = (
+        "# Guide\n\nAbout it. "
+        + "More words follow here. " * 9
+        + "\n\n## Install > it\n\nRun it.\n\n## Use\n\n"
+        + "A. " * 30
+    )
     parsed = markdown(text)
     again, before = rebuilt(parsed, SMALL)
     assert len({chunk.heading for chunk in before}) == 3
@@ -94,7 +99,9 @@ def test_a_repeated_heading_parts_its_sections() -> None:
 
 def test_a_heading_without_a_line_of_its_own_is_kept() -> None:
     """A PDF's outline names places."""
-    parsed = replace(paged(["One two.\n", "Three four.\n"]), headings=(Heading(1, "Start", 0, 0), Heading(1, "End", 9, 9)))
+    parsed = replace(
+        paged(["One two.\n", "Three four.\n"]), headings=(Heading(1, "Start", 0, 0), Heading(1, "End", 9, 9))
+    )
     again, before = rebuilt(parsed, SMALL)
     assert chunk_document(again, SMALL, count_words) == before
     assert [(chunk.heading, chunk.first_page) for chunk in before] == [("Start", 1), ("End", 2)]
