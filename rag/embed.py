@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rag.batching import token_bounded_batches, token_lengths
 from rag.errors import ModelError
 from rag.imports import without_collection
 from rag.step_settings import EmbedderSettings
-from rag.token_vectors import encode_tokens
+from rag.token_vectors import encode_rotated, random_rotation
 from rag.types import Embedding, TextKind
 
 _KEPT_QUERIES = 256
@@ -60,7 +61,8 @@ class SentenceEmbedder:
         keep = kind == "query" and self._settings.token_vectors
         for batch, found, tokens in self._passes(texts, kind, tokens=keep):
             vectors[batch] = found
-            self._remember([texts[index] for index in batch] if keep else [], tokens)
+            if tokens is not None:
+                self._remember([texts[index] for index in batch], tokens.split())
         return vectors
 
     def encode_tokens(self, texts: list[str], kind: TextKind) -> list[np.ndarray]:
@@ -72,14 +74,15 @@ class SentenceEmbedder:
         found = {text: known[text] for text in texts if text in known}
         missing = list(dict.fromkeys(text for text in texts if text not in found))
         for batch, _, tokens in self._passes(missing, kind, tokens=True):
-            found.update(zip((missing[index] for index in batch), tokens, strict=True))
+            assert tokens is not None
+            found.update(zip((missing[index] for index in batch), tokens.split(), strict=True))
         return [found[text] for text in texts]
 
     def embed_passages(self, texts: list[str]) -> list[Embedding]:
         """What an index keeps of each text: with its token vectors where the settings say so, of one forward pass."""
         found: list[Embedding | None] = [None] * len(texts)
         for batch, vectors, tokens in self._passes(texts, "passage", tokens=self._settings.token_vectors):
-            coded = [encode_tokens(own) for own in tokens] or [b""] * len(batch)
+            coded = [b""] * len(batch) if tokens is None else tokens.encode()
             for index, vector, own in zip(batch, vectors, coded, strict=True):
                 found[index] = Embedding(vector, own)
         return [one for one in found if one is not None]
@@ -92,14 +95,14 @@ class SentenceEmbedder:
 
     def _passes(
         self, texts: list[str], kind: TextKind, *, tokens: bool
-    ) -> Iterator[tuple[list[int], np.ndarray, list[np.ndarray]]]:
+    ) -> Iterator[tuple[list[int], np.ndarray, _Tokens | None]]:
         """Forward passes of texts of like length: their indices, vectors, and with `tokens` their tokens' vectors."""
         prefix = self._settings.query_prefix if kind == "query" else self._settings.passage_prefix
         prefixed = [prefix + text for text in texts]
         for batch in token_bounded_batches(self.count_tokens(prefixed), self._settings.batch_tokens):
             yield batch, *self._pass([prefixed[index] for index in batch], len(prefix) if tokens else None)
 
-    def _pass(self, texts: list[str], prefix: int | None) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _pass(self, texts: list[str], prefix: int | None) -> tuple[np.ndarray, _Tokens | None]:
         """`prefix`: the length of what the texts begin with and whose tokens are left out; None: no tokens."""
         import torch
 
@@ -115,16 +118,43 @@ class SentenceEmbedder:
         ends, special = encoded.pop("offset_mapping")[:, :, 1], encoded.pop("special_tokens_mask")
         with torch.inference_mode():
             features = self._model({name: value.to(self._model.device) for name, value in encoded.items()})
-            vectors = _unit(features["sentence_embedding"])
+            vectors = _unit(features["sentence_embedding"]).numpy()
             if prefix is None:
-                return vectors, []
+                return vectors, None
             content = (special == 0) & (ends > prefix)
-            tokens = _unit(features["token_embeddings"])
-        return vectors, [own[keep] for own, keep in zip(tokens, content.numpy(), strict=True)]
+            tokens = _unit(features["token_embeddings"][content.to(self._model.device)])
+        return vectors, _Tokens(tokens, content.sum(dim=1).tolist())
 
 
-def _unit(vectors: Any) -> np.ndarray:
-    """A tensor's rows, normalised here, in float32, whatever the model's own last module and number format do."""
-    exact = vectors.float().cpu().numpy()
-    unit: np.ndarray = exact / np.linalg.norm(exact, axis=-1, keepdims=True)
-    return unit
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The token vectors of several texts, one text's after the other's: a float32 tensor (tokens of all, dim), and how
+    many each text has."""
+
+    vectors: Any
+    counts: list[int]
+
+    def split(self) -> list[np.ndarray]:
+        """Of each text float32 (tokens, dim)."""
+        return self._of_each(self.vectors.numpy())
+
+    def encode(self) -> list[bytes]:
+        """Of each text the bytes that an index keeps.
+
+        Torch rotates them, all at once: a product by numpy would leave the threads of its own library spinning on the
+        cores that the next pass wants, which is 5 % of an ingest.
+        """
+        import torch
+
+        rotated = torch.matmul(self.vectors, torch.tensor(random_rotation(self.vectors.shape[1])))
+        return [own.tobytes() for own in self._of_each(encode_rotated(rotated.numpy()))]
+
+    def _of_each(self, rows: np.ndarray) -> list[np.ndarray]:
+        return np.split(rows, np.cumsum(self.counts)[:-1])
+
+
+def _unit(vectors: Any) -> Any:
+    """A tensor's rows in main memory, normalised here, in float32, whatever the model's own last module and number
+    format do."""
+    exact = vectors.float().cpu()
+    return exact / exact.norm(dim=-1, keepdim=True)

@@ -28,17 +28,21 @@ _SHIFTS = np.arange(_PER_BYTE, dtype=np.uint8) * BITS
 
 def encode_tokens(vectors: np.ndarray) -> bytes:
     """float32 (tokens, dim), rows of L2 norm 1 -> tokens * ceil(dim * BITS / 8) bytes."""
-    tokens, dimension = vectors.shape
+    return encode_rotated(rotate(vectors)).tobytes()
+
+
+def encode_rotated(rotated: np.ndarray) -> np.ndarray:
+    """What `rotate` gave, (tokens, dim) -> uint8 (tokens, ceil(dim * BITS / 8)), a token's bytes a row."""
+    tokens, dimension = rotated.shape
     width = _row_bytes(dimension)
     places = np.zeros((tokens, width * _PER_BYTE), dtype=np.uint8)
-    numbers = rotate(vectors)
     for edge in _edges(dimension):  # a comparison each is a tenth of a search among them
-        places[:, :dimension] += numbers > edge
+        places[:, :dimension] += rotated > edge
     neighbours = places.reshape(tokens, width, _PER_BYTE)
-    packed = neighbours[:, :, 0].copy()
+    packed: np.ndarray = neighbours[:, :, 0].copy()
     for place in range(1, _PER_BYTE):  # a sum over the last axis takes five times as long
         packed |= neighbours[:, :, place] << (place * BITS)
-    return packed.tobytes()
+    return packed
 
 
 def decode_tokens(coded: Sequence[bytes], dimension: int) -> np.ndarray:
