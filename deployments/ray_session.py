@@ -34,8 +34,9 @@ def short_dir(settings: Settings, suffix: str = "") -> Path:
 
 
 def joined_address() -> str | None:
-    """The address of the Ray that is joined; None: one is started here."""
-    return os.environ.get("RAY_ADDRESS") or None  # as for Ray itself, an empty one names none
+    """The address of the Ray that is joined; None: one is started here, as for Ray where it is empty or `local`."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
 
 
 def check_address(address: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,18 +15,20 @@ from typing import Protocol, TypeVar
 
 from ingest.chunk import embedding_text
 from ingest.documents import list_documents
-from ingest.journal import Unfinished, open_journal
+from ingest.journal import Journal, Unfinished, open_journal
 from ingest.load import Failure, hash_file
-from ingest.pipeline import IngestReport, ingest_documents
+from ingest.pipeline import ingest_documents
 from ingest.prepare import Prepared, chunk_parsed, prepare_here
 from ingest.publish import Analyze, EmbedPassages, Publisher, searched_text
 from ingest.rebuild import rebuild_document
 from ingest.recover import discard, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
-from rag.filters import And, Equals, Filter
+from rag.filters import And, Equals, Filter, OneOf
 from rag.store import MilvusStore
 from rag.types import Chunk, CountTokens, Embedding, IndexFingerprint, StoredChunk, StoredDocument
+
+_READ_DOCUMENTS, _READ_CHUNKS = 256, 1_000  # whose chunks one call reads: it looks through the whole collection
 
 T = TypeVar("T")
 Row = tuple[Chunk, StoredDocument]
@@ -152,20 +154,32 @@ class Files:
         changed = [document for document in documents if self._seen.get(document.document_id) != document]
         limit = self.settings.ingest.max_file_bytes
         readable = [document for document in changed if _has_file(document, limit)]
-        reports = [self._ingest(given, new, check) for given in _by_groups_and_metadata(readable)]
+        chunks = sum(self._ingest(given, new, check) for given in _by_groups_and_metadata(readable))
         self._seen = {document.document_id: document for document in documents}
-        made = {document.document_id: document for document in self.store.stored_documents(new)}
-        for document_id in made.keys() - self._seen.keys():
-            self.store.delete(new, Equals("document_id", document_id))
-        missing = [document for document in documents if not _is_made(document, made.get(document.document_id))]
-        chunks, failures = self._rebuild(missing, old, new, check)
-        written = chunks + sum(report.chunks for report in reports)
-        return Copied(written, rebuilt=len(missing) - len(failures), failures=tuple(failures))
-
-    def _ingest(self, documents: Sequence[StoredDocument], new: str, check: Callable[[], None]) -> IngestReport:
-        """Ingests the files of documents that share their groups and metadata; what fails is left to `_rebuild`."""
         with open_journal(self.settings, new, self.say) as journal:
-            return ingest_documents(
+            check()
+            reconcile(self.store, new, journal, self.say)
+            made = {document.document_id: document for document in self.store.stored_documents(new)}
+            for document_id in made.keys() - self._seen.keys():
+                self.store.delete(new, Equals("document_id", document_id))
+                journal.forget(document_id)
+            begun = {entry.document_id for entry in journal.all_unfinished()}
+            missing = [
+                document
+                for document in documents
+                if document.document_id in begun or not _is_made(document, made.get(document.document_id))
+            ]
+            copied = self._rebuild(missing, made.keys() | begun, old, new, journal, check)
+            for entry in journal.all_unfinished():  # deleted since a killed run began them, or failed now
+                discard(self.store, new, journal, entry)
+        return replace(copied, chunks=chunks + copied.chunks)
+
+    def _ingest(self, documents: Sequence[StoredDocument], new: str, check: Callable[[], None]) -> int:
+        """Ingests the files of documents that share their groups and metadata; how many chunks. What fails is told, and
+        left to `_rebuild`."""
+        with open_journal(self.settings, new, self.say) as journal:
+            check()
+            report = ingest_documents(
                 [document.source for document in documents],
                 store=self.store,
                 journal=journal,
@@ -180,38 +194,57 @@ class Files:
                 progress=self._counted(lambda progress: progress.chunks),
                 say=self.say,
             )
+        for failure in report.failures:
+            self.say(f"{failure.source}: {failure.reason}")
+        return report.chunks
 
     def _rebuild(
-        self, documents: Sequence[StoredDocument], old: str, new: str, check: Callable[[], None]
-    ) -> tuple[int, list[Failure]]:
-        """Makes documents from their chunks; how many chunks, and what failed."""
-        failures: list[Failure] = []
+        self,
+        documents: Sequence[StoredDocument],
+        begun: Set[str],
+        old: str,
+        new: str,
+        journal: Journal,
+        check: Callable[[], None],
+    ) -> Copied:
+        """Makes documents from their chunks; `begun` are the ids of those that the new version has rows of."""
         if not documents:
-            return 0, failures
-        self.say(f"{len(documents)} documents have no file that still holds them: made from their stored text")
-        with (
-            open_journal(self.settings, new, self.say) as journal,
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer,
-        ):
-            reconcile(self.store, new, journal, self.say)
+            return Copied()
+        self.say(f"{len(documents)} documents are made from their stored text")
+        failures: list[Failure] = []
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
             batch = self.settings.ingest.embed_batch
             publisher = Publisher(self.store, new, journal, self._checked(check), self.analyze, batch, writer)
-            publisher.on_written = partial(self._counted(lambda publisher: publisher.chunks), publisher)
-            for document in documents:
-                stored = [one for one in self.store.chunks(old, document.document_id) if _is_of(one, document)]
-                parsed = rebuild_document(document, stored)
+            tell = self._counted(lambda _: publisher.chunks)
+            publisher.on_written = partial(tell, None)
+            for document, rows in self._with_rows(documents, old):
                 try:
+                    parsed = rebuild_document(document, rows)
                     split = chunk_parsed(parsed, self.settings, self.count_tokens)
                 except DocumentError as error:
-                    failures.append(Failure(document.source, str(error)))
+                    # One that was deleted or replaced since it was listed: the copy after this one sees to it.
+                    if document in self.store.stored_documents(old, Equals("document_id", document.document_id)):
+                        failures.append(Failure(document.source, str(error)))
                     continue
                 prepared = Prepared(parsed.document, document.title, len(parsed.pages), document.pages, split)
                 entry = _entry(document, self.fingerprint.index_version)
-                publisher.add(prepared, entry, source_bytes=0, known=False, to_remove=True)
+                to_remove = document.document_id in begun
+                publisher.add(prepared, entry, source_bytes=0, known=False, to_remove=to_remove)
             publisher.finish()
-            for unfinished in journal.all_unfinished():  # a killed run's, deleted since
-                discard(self.store, new, journal, unfinished)
-        return publisher.chunks, failures
+        return Copied(publisher.chunks, rebuilt=publisher.added, failures=tuple(failures))
+
+    def _with_rows(self, documents: Sequence[StoredDocument], old: str) -> Iterator[tuple[StoredDocument, list[Chunk]]]:
+        """Each with its rows, of every revision; many small documents are read by one call."""
+        waiting = list(documents)
+        while waiting:
+            some = [waiting.pop()]
+            while waiting and len(some) < _READ_DOCUMENTS and sum(one.chunks for one in some) < _READ_CHUNKS:
+                some.append(waiting.pop())
+            rows: dict[str, list[Chunk]] = defaultdict(list)
+            for chunk, _ in self.store.every_chunk(old, OneOf("document_id", tuple(one.document_id for one in some))):
+                rows[chunk.document_id].append(chunk)
+            for document in some:
+                yield document, rows[document.document_id]
 
     def _checked(self, check: Callable[[], None]) -> EmbedPassages:
         """The embedder, and `check` before what it gives is written."""
@@ -250,10 +283,6 @@ def _has_file(document: StoredDocument, max_file_bytes: int) -> bool:
         return False
 
 
-def _is_of(chunk: Chunk, document: StoredDocument) -> bool:
-    return chunk.revision == document.revision
-
-
 def _is_made(document: StoredDocument, made: StoredDocument | None) -> bool:
     """Whether the new version has the document as the old one does, in chunks of its own."""
     if made is None:
@@ -263,12 +292,13 @@ def _is_made(document: StoredDocument, made: StoredDocument | None) -> bool:
 
 
 def _entry(document: StoredDocument, index_version: str) -> Unfinished:
-    """What the journal knows of it while it is written: as the old version's rows have it."""
+    """What the journal knows of it while it is written: as the old version's rows have it, and no file, which a later
+    run would read to finish what this one began."""
     return Unfinished(
         document.document_id,
         document.revision,
         document.source,
-        document.source,
+        "",
         document.acl,
         document.metadata,
         index_version,

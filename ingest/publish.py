@@ -33,8 +33,8 @@ class ChunkStore(Protocol):
     def stored_documents(self, collection: str, where: Filter | None = None) -> Iterable[StoredDocument]:
         """An entry for each revision whose chunk of ordinal 0 is there, of those that `where` means; None: all."""
 
-    def every_chunk(self, collection: str) -> Iterable[tuple[Chunk, StoredDocument]]:
-        """Every row: a chunk, and what the row says of its document."""
+    def every_chunk(self, collection: str, where: Filter | None = None) -> Iterable[tuple[Chunk, StoredDocument]]:
+        """Every row that `where` means (None: all): a chunk, and what the row says of its document."""
 
     def chunks(self, collection: str, document_id: str) -> Sequence[Chunk]:
         """The document's chunks of every revision."""

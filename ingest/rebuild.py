@@ -1,24 +1,32 @@
 """A document put together from its stored chunks: its text, pages and sections, as far as chunks tell them.
 
-Chunks hold every character up to the last one's end: what is in none of them is their `lead`. What parsing knew beside
-(which lines are code, a page's label) is not stored, and of a heading only the path that its section's chunks have.
+Chunks hold every character up to the last one's end: what is in none of them is their `lead`, but for a gap too long to
+be stored. What parsing knew beside (which lines are code, a page's label) is not stored, and of a heading only the path
+that its section's chunks have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ingest.chunk import HEADING_SEPARATOR
+from rag.errors import DocumentError
 from rag.types import Chunk, Document, Heading, Page, ParsedDocument, StoredDocument
 
 
-def rebuild_document(stored: StoredDocument, chunks: Sequence[Chunk]) -> ParsedDocument:
-    """The document of all of a revision's chunks, given by ordinal.
+def rebuild_document(stored: StoredDocument, rows: Iterable[Chunk]) -> ParsedDocument:
+    """The document of its stored rows, in any order; those of other revisions among them are left aside.
 
     `text` is the document's text up to the last chunk's end, at the same offsets. A lead that was too long to be stored
-    whole ends in spaces, and a new section begins behind it, so that no later chunk holds them.
+    whole ends in spaces, and a new section begins behind it, so that no later chunk holds them. Raises DocumentError
+    where chunks are missing.
     """
+    # A revision that was split into more before may still have rows behind its own.
+    own = {row.ordinal: row for row in rows if row.revision == stored.revision and row.ordinal < stored.chunks}
+    if len(own) != stored.chunks:
+        raise DocumentError(f"{len(own)} of its {stored.chunks} chunks are stored; ingest it again, or delete it")
+    chunks = [own[ordinal] for ordinal in range(stored.chunks)]
     text = "".join(_pieces(chunks))
     document = Document(stored.document_id, stored.source, stored.revision, "", stored.acl, stored.metadata)
     starts = _page_starts(chunks)

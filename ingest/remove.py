@@ -51,13 +51,14 @@ def remove_collection(store: CollectionStore, settings: Settings, name: str) -> 
             store.drop_collection(name)
         except UnknownCollectionError:
             if alone:
-                _remove_journal(settings, name)
+                remove_journal(settings, name)
             raise
         if alone:
-            _remove_journal(settings, name)
+            remove_journal(settings, name)
 
 
-def _remove_journal(settings: Settings, collection: str) -> None:
+def remove_journal(settings: Settings, collection: str) -> None:
+    """Removes the collection's journal, which nobody uses now; nothing where there is none. Raises SettingsError."""
     _, path = place_of_journal(settings, collection)
     with failures_of(path):
         remove_file(path)

@@ -17,9 +17,11 @@ from ingest.journal import open_journal
 from ingest.pipeline import IngestReport, Progress, ingest_documents
 from ingest.prepare import Prepare
 from ingest.reindex import ReindexReport, reindex_collection
+from ingest.remove import remove_journal
 from rag.analyze import analyze
 from rag.config import Settings
 from rag.connect import open_store
+from rag.errors import SettingsError
 from rag.language import understands
 from rag.models import hide_progress, load_token_counter, locate_model
 from rag.step_settings import EmbedderSettings
@@ -152,7 +154,7 @@ def run_ingest(
 def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) -> ReindexReport:
     """Brings a collection of the settings' store to the settings' embedder and splitter; progress goes to `say`.
 
-    Raises UnknownCollectionError, StoreUnavailableError and ModelError; a file that fails is in the report.
+    Raises UnknownCollectionError, StoreUnavailableError and ModelError; a document that cannot be made is reported.
     """
     fingerprint = index_fingerprint(settings)
     count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
@@ -169,7 +171,7 @@ def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) ->
 
     with open_store(settings, fingerprint) as store:
         total = sum(document.chunks for document in store.stored_documents(name))
-        return reindex_collection(
+        report = reindex_collection(
             name,
             store=store,
             fingerprint=fingerprint,
@@ -177,6 +179,17 @@ def run_reindex(settings: Settings, name: str, *, say: Callable[[str], None]) ->
             copy_files=Files(store, embed, analyze, count_tokens, fingerprint, settings, tell, say),
             drain_s=settings.store.timeout_s,
         )
+        if report.texts == "files" and not report.copied.failures:
+            _remove_journal_of_making(settings, store.registry.read(name).ready[0].physical, say)
+    return report
+
+
+def _remove_journal_of_making(settings: Settings, physical: str, say: Callable[[str], None]) -> None:
+    """The journal that a new version had of its own; from the switch on the collection's tells of its documents."""
+    try:
+        remove_journal(settings, physical)
+    except SettingsError as error:  # the switch is done: a file too many is no failure of it
+        say(str(error))
 
 
 def is_cut(embedder: EmbedderSettings, count_tokens: CountTokens, text: str) -> bool:

@@ -73,8 +73,7 @@ def show_command(context: click.Context, document_id: str, collection: str, with
         chunks = store.chunks(collection, document_id) if with_text else []
     body = document_body(document)
     if with_text:
-        of_revision = [chunk for chunk in chunks if chunk.revision == document.revision]
-        body["text"] = rebuild_document(document, of_revision).text
+        body["text"] = rebuild_document(document, chunks).text
     if as_json:
         print_json({"documents": [body]})
     else:

@@ -18,7 +18,6 @@ from rag.filters import And, Equals, Filter, compile_filter, compile_filter_afte
 from rag.index_versions import VERSIONS_TTL_S, Indexes, IndexRegistry, ReadyIndex
 from rag.milvus import CONSISTENCY, NEEDS_BM25, MilvusConnection
 from rag.store_rows import (
-    CHUNK_COLUMNS,
     DOCUMENT_COLUMNS,
     HIT_COLUMNS,
     BuiltIndex,
@@ -38,7 +37,7 @@ from rag.store_rows import (
 )
 from rag.types import Chunk, Groups, Hit, IndexFingerprint, Scores, SearchResult, StoredChunk, StoredDocument, Vector
 
-UPSERT_ROWS = 256  # with text, terms and token vectors at their longest still below the 64 MiB of a message
+UPSERT_ROWS = 192  # with text, lead, terms and token vectors at their longest still below the 64 MiB of a message
 PAGE_ROWS = 1_000
 
 _NO_TERMS = "NaN or Inf value"  # Milvus Lite divides by the mean length, which is 0 where no chunk has a term
@@ -135,19 +134,22 @@ class MilvusStore:
         Complete is one whose chunk 0, published last, is there.
         """
         first = Equals("ordinal", 0)
-        rows = self._rows(collection, first if where is None else And((first, where)), DOCUMENT_COLUMNS)
+        wanted = first if where is None else And((first, where))
+        rows = self._rows(collection, self._read(collection), wanted, DOCUMENT_COLUMNS)
         found = [decode_document(row) for row in rows]
         return sorted(found, key=lambda document: (document.source, document.document_id))
 
     def chunks(self, collection: str, document_id: str) -> list[Chunk]:
         """The document's chunks by ordinal; empty when it is not there."""
-        found = [decode_chunk(row) for row in self._rows(collection, Equals("document_id", document_id), CHUNK_COLUMNS)]
+        found = [chunk for chunk, _ in self.every_chunk(collection, Equals("document_id", document_id))]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
 
-    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
-        """All chunks, each with its document's facts, in the order of chunk ids; memory holds a page of them."""
-        columns = list(dict.fromkeys((*CHUNK_COLUMNS, *DOCUMENT_COLUMNS)))
-        for row in self._rows(collection, And(()), columns):
+    def every_chunk(self, collection: str, where: Filter | None = None) -> Iterator[tuple[Chunk, StoredDocument]]:
+        """The chunks that `where` means (None: all), each with its document's facts, in the order of chunk ids; memory
+        holds a page of them."""
+        index = self._read(collection)
+        columns = list(dict.fromkeys((*index.built.chunk_columns, *DOCUMENT_COLUMNS)))
+        for row in self._rows(collection, index, And(()) if where is None else where, columns):
             yield decode_chunk(row), decode_document(row)
 
     # --- searching ---
@@ -262,14 +264,13 @@ class MilvusStore:
                 raise
         return order_hits(decode_hit(hit["entity"], float(hit["distance"]), Scores()) for hit in found[0])
 
-    def _rows(self, collection: str, where: Filter, columns: list[str]) -> Iterator[dict[str, Any]]:
+    def _rows(self, collection: str, index: ReadyIndex, where: Filter, columns: list[str]) -> Iterator[dict[str, Any]]:
         """Page by page in the order of ids. pymilvus' own iterator makes a call without a timeout."""
         expression = compile_filter(where)
-        physical = self._fitting(self._indexes(collection)).physical
         while True:
             with self._connection.client(collection) as client:
                 rows: list[dict[str, Any]] = client.query(
-                    physical,
+                    index.physical,
                     filter=expression,
                     output_fields=columns,
                     limit=PAGE_ROWS,
@@ -296,6 +297,10 @@ class MilvusStore:
 
     def _indexes(self, collection: str) -> Indexes:
         return self.registry.recall(collection) or self.registry.read(collection)
+
+    def _read(self, collection: str) -> ReadyIndex:
+        """The version whose rows are read."""
+        return self._fitting(self._indexes(collection))
 
     def _fitting(self, indexes: Indexes) -> ReadyIndex:
         """The newest version with the store's fingerprint, else the current one."""

@@ -25,7 +25,7 @@ from rag.columns import (
 from rag.errors import IndexMismatchError, InputError
 from rag.types import Chunk, Hit, IndexFingerprint, Scores, StoredChunk, StoredDocument
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 2
 MAX_TOP_K = 16_384  # Milvus' limit
 MAX_CHUNK_ID_CHARS = 512
 CHUNK_ID = re.compile(r"[A-Za-z0-9_.:-]{1,512}", re.ASCII)
@@ -47,7 +47,6 @@ CHUNK_COLUMNS = [
     "first_page",
     "last_page",
     "page_starts",
-    "lead",
 ]
 HIT_COLUMNS = [*CHUNK_COLUMNS, "title", "source"]
 DOCUMENT_COLUMNS = [
@@ -65,10 +64,17 @@ DOCUMENT_COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """What a collection's description remembers: how it was built, and whether it has the columns for BM25."""
+    """What a collection's description remembers: how it was built, whether it has the columns for BM25, and whether
+    its chunks keep their leads."""
 
     fingerprint: IndexFingerprint
     lexical: bool = True
+    leads: bool = True
+
+    @property
+    def chunk_columns(self) -> list[str]:
+        """All that its rows hold of a chunk."""
+        return [*CHUNK_COLUMNS, "lead"] if self.leads else CHUNK_COLUMNS
 
     @property
     def indexed_columns(self) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ def build_schema(built: BuiltIndex) -> CollectionSchema:
     schema.add_field("chunk_id", DataType.VARCHAR, is_primary=True, max_length=MAX_CHUNK_ID_CHARS)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=built.fingerprint.dimension)
     schema.add_field("text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
-    for name in ("document_id", "revision", "heading", "lead", "title", "source", "updated_at"):
+    for name in ("document_id", "revision", "heading", "title", "source", "updated_at"):
         schema.add_field(name, DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     for name in ("ordinal", "start_char", "end_char", "first_page", "last_page", "document_chunks", "document_pages"):
         schema.add_field(name, DataType.INT64)
@@ -100,6 +106,8 @@ def build_schema(built: BuiltIndex) -> CollectionSchema:
         max_length=MAX_TEXT_BYTES,
     )
     schema.add_field("metadata", DataType.JSON)
+    if built.leads:
+        schema.add_field("lead", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     if built.fingerprint.token_vectors:
         schema.add_field("token_vectors", DataType.VARCHAR, max_length=MAX_TEXT_BYTES)
     if built.lexical:
@@ -158,7 +166,6 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
         "last_page": -1 if chunk.last_page is None else chunk.last_page,
         "page_starts": list(chunk.page_starts),
         "heading": chunk.heading,
-        "lead": chunk.lead,
         "document_chunks": row.document_chunks,
         "document_pages": -1 if row.document_pages is None else row.document_pages,
         "updated_at": to_column(row.updated_at),
@@ -167,6 +174,8 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
         encoded = base64.b64encode(row.token_vectors).decode("ascii")
         # Those of a very long chunk do not fit; a reranker makes them anew.
         columns["token_vectors"] = encoded if len(encoded) <= MAX_TEXT_BYTES else ""
+    if built.leads:
+        columns["lead"] = chunk.lead
     if built.lexical:
         columns["analyzed"] = row.analyzed
     try:
@@ -177,7 +186,7 @@ def encode_row(row: StoredChunk, built: BuiltIndex) -> dict[str, Any]:
 
 
 def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
-    """The chunk of a row's CHUNK_COLUMNS."""
+    """The chunk of a row's CHUNK_COLUMNS, with its lead where the row comes with it."""
     return Chunk(
         chunk_id=columns["chunk_id"],
         document_id=from_column(columns["document_id"]),
@@ -190,7 +199,7 @@ def decode_chunk(columns: Mapping[str, Any]) -> Chunk:
         first_page=_page(columns["first_page"]),
         last_page=_page(columns["last_page"]),
         page_starts=tuple(int(start) for start in columns["page_starts"]),
-        lead=columns["lead"],
+        lead=columns.get("lead", ""),
     )
 
 
@@ -248,12 +257,15 @@ def read_description(collection: str, description: str) -> BuiltIndex:
             f"collection {collection!r} was made by another program; choose another name, or another Milvus (store.uri)"
         )
     values = remembered.get("fingerprint")
+    if isinstance(values, dict):
+        values.setdefault("token_vectors", "")  # collections made before there were any
     names = {field.name for field in fields(IndexFingerprint)}
     if remembered["rag_schema"] != SCHEMA_VERSION or not isinstance(values, dict) or set(values) != names:
         raise IndexMismatchError(
             f"collection {collection!r} was made by another version of this program; {_mend(collection)}"
         )
-    return BuiltIndex(IndexFingerprint(**values), lexical=remembered["lexical"])
+    # Those made before there were leads do not say so.
+    return BuiltIndex(IndexFingerprint(**values), remembered["lexical"], leads=remembered.get("leads", False))
 
 
 def check_fingerprint(collection: str, stored: IndexFingerprint, expected: IndexFingerprint) -> None:

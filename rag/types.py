@@ -89,7 +89,8 @@ class Chunk:
 
     `page_starts[i]` is where page `first_page + i` starts in the document's text; empty when the format
     has no pages (`first_page` and `last_page` are then None). `lead` is what stands between the chunks before and this
-    one: heading lines and white space, so that all chunks together hold the document's text.
+    one, heading lines and white space, at most its first 16,000 characters: with it all chunks together hold the
+    document's text. A search's hits come without it.
     """
 
     chunk_id: str

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -123,10 +124,13 @@ class InMemoryStore:
         found = [row.chunk for row in self._rows[collection].values() if row.chunk.document_id == document_id]
         return sorted(found, key=lambda chunk: (chunk.ordinal, chunk.chunk_id))
 
-    def every_chunk(self, collection: str) -> Iterator[tuple[Chunk, StoredDocument]]:
+    def every_chunk(self, collection: str, where: Filter | None = None) -> Iterator[tuple[Chunk, StoredDocument]]:
         self.fingerprint(collection)
+        if where is not None:
+            compile_filter(where)  # refuses what the real store refuses
         for _, row in sorted(self._rows[collection].items()):
-            yield row.chunk, _document(row)
+            if where is None or matches(where, row):
+                yield row.chunk, _document(row)
 
     async def dense_search(
         self,
@@ -202,7 +206,7 @@ class InMemoryStore:
 
 
 def _hit(row: StoredChunk, score: float) -> Hit:
-    return Hit(chunk=row.chunk, title=row.title, source=row.source, score=score, scores=Scores())
+    return Hit(chunk=replace(row.chunk, lead=""), title=row.title, source=row.source, score=score, scores=Scores())
 
 
 def _document(row: StoredChunk) -> StoredDocument:

@@ -240,9 +240,12 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
     assert "rag collections reindex herons" in refused.stderr
+    journals = sorted(Path(service.environment["RAG_DATA_DIR"], "journal").iterdir())
     rebuilt = other.rag("collections", "reindex", "herons", "--json")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert (json.loads(rebuilt.stdout)["texts"], json.loads(rebuilt.stdout)["chunks"]) == ("files", 1)
+    left = sorted(path for path in journals[0].parent.iterdir() if path.suffix == ".sqlite")
+    assert left == [path for path in journals if path.suffix == ".sqlite"]
     dropped = other.rag("collections", "reindex", "herons", "--drop-old", "--json")
     assert json.loads(dropped.stdout)["dropped_versions"] == 1
 

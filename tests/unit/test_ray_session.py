@@ -32,11 +32,16 @@ def test_an_address_where_somebody_listens_is_taken() -> None:
         check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_an_empty_ray_address_names_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "")
-    assert joined_address() is None
-    monkeypatch.setenv("RAY_ADDRESS", "ray.example:6379")
-    assert joined_address() == "ray.example:6379"
+@pytest.mark.parametrize(
+    ("given", "joined"), [(None, None), ("", None), ("local", None), ("ray.example:6379", "ray.example:6379")]
+)
+def test_an_empty_or_local_ray_address_names_no_ray(
+    given: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_ADDRESS", given)
+    assert joined_address() == joined
 
 
 def test_of_old_sessions_only_those_go_whose_raylet_has_ended() -> None:
