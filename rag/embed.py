@@ -101,6 +101,7 @@ class SentenceEmbedder:
             return [Embedding(vector, own) for vector, own in zip(vectors, coded, strict=True)]
 
         if self._settings.device == "cpu" and len(batches) > 1:
+            batches.reverse()  # the longest first, so that the last ones end together
             embedded = list(self._single_threads.map(embed, batches))
             torch.set_num_threads(self._settings.threads)  # for threads to come: they take over what was set last
         else:
