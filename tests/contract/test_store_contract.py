@@ -123,9 +123,19 @@ async def test_a_chunk_comes_back_as_it_was_stored(store: Store, collection: str
     assert store.chunks(collection, "d1") == [chunk]
     hit = (await store.dense_search(collection, vector(1), 1)).hits[0]
     assert (hit.chunk, hit.title, hit.source) == (chunk, "제목\n둘째", "d1.md")
+
     if store.lexical_problem() is None:
         assert (await store.lexical_search(collection, "줄", 1)).hits[0].chunk == chunk
     assert dict(store.stored_documents(collection)[0].metadata) == dict(stored.metadata)
+
+
+async def test_a_lead_comes_back_with_the_chunk_but_not_with_a_hit(store: Store, collection: str) -> None:
+    lead = "\n\n# 제목 \x1c\u3000\t😀\r\n" + "𐀀" * 15_000
+    chunk = Chunk("a", "d1", "r1", 0, "text", 20_000, 20_004, lead=lead)
+    store.upsert(collection, [row("a", chunk=chunk), row("b", "d2")])
+    assert store.chunks(collection, "d1") == [chunk]
+    assert [found for found, _ in store.every_chunk(collection, Equals("document_id", "d1"))] == [chunk]
+    assert {hit.chunk.lead for hit in (await store.dense_search(collection, vector(1), 2)).hits} == {""}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.chunk import chunk_document
 from ingest.rebuild import rebuild_document
+from rag.errors import DocumentError
 from rag.step_settings import ChunkSettings
 from rag.types import Chunk, Heading, Page, ParsedDocument, StoredDocument
 from tests.unit.test_chunk import COUNTERS, SMALL, count_words, document, documents, markdown, paged, plain, sizes
@@ -122,6 +123,21 @@ def test_no_chunk_holds_a_gap_that_was_too_long_to_be_stored(space: str) -> None
     assert len(again.text) == len(text)
     assert max(len(chunk.lead) for chunk in before) < len(text) - 8
     assert [chunk.text for chunk in chunk_document(again, LARGE, count_words)] == ["One.", "Two."]
+
+
+def test_rows_of_other_revisions_and_from_a_former_splitting_are_left_aside() -> None:
+    parsed = markdown("# A\n\n" + "One two three four.\n\n" * 6)
+    chunks = chunk_document(parsed, SMALL, count_words)
+    others = [replace(chunks[0], revision="r0"), replace(chunks[-1], ordinal=len(chunks))]
+    again = rebuild_document(stored(parsed, chunks), [*others, *reversed(chunks)])
+    assert again.text == parsed.text[: chunks[-1].end_char]
+
+
+def test_a_document_with_chunks_missing_is_not_made_up() -> None:
+    parsed = markdown("# A\n\n" + "One two three four.\n\n" * 6)
+    chunks = chunk_document(parsed, SMALL, count_words)
+    with pytest.raises(DocumentError, match=f"{len(chunks) - 1} of its {len(chunks)} chunks are stored"):
+        rebuild_document(stored(parsed, chunks), chunks[:1] + chunks[2:])
 
 
 def test_the_documents_facts_are_kept() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rag.errors import InputError
@@ -68,3 +70,9 @@ def test_an_index_version_has_a_name_of_its_form() -> None:
         check_collection_name("a" * 252 + "__v1", of_version=True)
     with pytest.raises(InputError, match="kept for index versions"):
         check_collection_name("rag_index_versions", of_version=True)
+
+
+def test_a_collection_from_before_token_vectors_and_leads_is_read_as_one_without() -> None:
+    remembered = json.loads(write_description(BuiltIndex(FINGERPRINT)))
+    del remembered["fingerprint"]["token_vectors"], remembered["leads"]
+    assert read_description("docs", json.dumps(remembered)) == BuiltIndex(FINGERPRINT, leads=False)
