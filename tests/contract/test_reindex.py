@@ -24,6 +24,7 @@ from rag.filters import Equals
 from rag.index_versions import REGISTRY, IndexVersion
 from rag.milvus import MilvusConnection
 from rag.store import MilvusStore
+from rag.store_rows import BuiltIndex, build_schema
 from rag.types import Chunk, Embedding, IndexFingerprint, StoredChunk
 from tests.crash import raw_client
 from tests.pipeline_fakes import make_settings
@@ -242,6 +243,7 @@ KILLED = """
 import sys, time
 from tests.contract.test_reindex import NEW, TIMEOUT_S, TTL_S, CountingEmbedder, reindex
 from rag.store import MilvusStore
+from rag.store_rows import BuiltIndex, build_schema
 def told():
     print("batch", flush=True)
     time.sleep(0.1)
@@ -300,6 +302,19 @@ def test_a_new_version_never_takes_the_name_of_a_collection_that_is_there(
     client.drop_collection("docs__v1")
     client.close()
     assert open_store(NEW).fingerprint("docs") == NEW
+
+
+def test_a_collection_from_before_chunks_kept_their_leads_is_reindexed(lite_uri: str, open_store: OpenStore) -> None:
+    client = raw_client(lite_uri)
+    client.create_collection("docs", schema=build_schema(BuiltIndex(OLD, leads=False)))
+    client.close()
+    store = open_store(OLD)
+    store.ensure_collection("docs", OLD)
+    store.upsert("docs", [row(number) for number in range(3)])
+    reindex(open_store(NEW), CountingEmbedder(8))
+    store = open_store(NEW)
+    assert [chunk for chunk, _ in store.every_chunk("docs")] == [row(number).chunk for number in range(3)]
+    store.drop_collection("docs")
 
 
 def test_an_unknown_collection_is_named(open_store: OpenStore) -> None:

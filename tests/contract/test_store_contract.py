@@ -123,7 +123,6 @@ async def test_a_chunk_comes_back_as_it_was_stored(store: Store, collection: str
     assert store.chunks(collection, "d1") == [chunk]
     hit = (await store.dense_search(collection, vector(1), 1)).hits[0]
     assert (hit.chunk, hit.title, hit.source) == (chunk, "제목\n둘째", "d1.md")
-
     if store.lexical_problem() is None:
         assert (await store.lexical_search(collection, "줄", 1)).hits[0].chunk == chunk
     assert dict(store.stored_documents(collection)[0].metadata) == dict(stored.metadata)
