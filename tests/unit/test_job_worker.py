@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +227,15 @@ def test_a_job_whose_collection_is_being_written_to_waits_and_those_of_others_do
     held = bench.submit({"upload/a.md": b"Held."})
     other = Job(bench.jobs.new_id(), "notes", (JobDocument("upload/b.md", "0.md"),))
     (bench.jobs.make_folder(other.job_id) / "0.md").write_bytes(b"Free.")
-    with bench.working():
-        with open_journal(settings, "docs", print):
+    with ExitStack() as writing:
+        writing.enter_context(open_journal(settings, "docs", print))  # before the worker can begin the job
+        with bench.working():
             assert bench.finish(bench.jobs.submit(other)).state == "done"
             wait_until(lambda: bench.jobs.find(held.job_id).documents[0].reason is not None)
             waiting = bench.jobs.find(held.job_id).documents[0].reason
             assert waiting == f"waiting: collection 'docs' is being written to by process {os.getpid()}"
-        assert bench.finish(held).state == "done"
+            writing.close()
+            assert bench.finish(held).state == "done"
     assert text_of(bench, "upload/a.md") == "Held."
 
 
