@@ -68,6 +68,7 @@ def serving(**replies: Reply) -> Iterator[Service]:
             self.send_response(reply.status)
             self.send_header("content-type", reply.kind)
             self.send_header("content-length", str(len(reply.body) + (100 if reply.cut else 0)))
+            self.send_header("connection", "close")
             self.end_headers()
             self.wfile.write(reply.body)
 
