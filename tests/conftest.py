@@ -11,6 +11,20 @@ os.environ.update(FAST_PATH)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
+LONGEST_FIRST = ("test_service", "e2e", "serve", "contract", "process", "unit")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The contract tests last: the Milvus servers that they keep would take a fifth of a core from what follows."""
-    items.sort(key=lambda item: "contract" in item.path.parts)
+    """What long groups are begun with, so that none is left for the end, and which tests stay in one process.
+
+    Where several processes run the tests (`make test`) a file's share its servers. All contract tests share theirs: the
+    standalone Milvus has a fixed port, and idle servers take a fifth of a core.
+    """
+    items.sort(key=_turn)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("contract" if "contract" in item.path.parts else item.path.stem))
+
+
+def _turn(item: pytest.Item) -> int:
+    places = (item.path.stem, *item.path.parts)
+    return next((turn for turn, name in enumerate(LONGEST_FIRST) if name in places), len(LONGEST_FIRST))
