@@ -11,7 +11,7 @@ os.environ.update(FAST_PATH)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
-LONGEST_FIRST = ("test_service", "e2e", "serve")
+LONGEST_FIRST = ("test_service", "e2e", "serve", "contract")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,8 @@ from tests.pipeline_fakes import (
     says,
 )
 
+pytestmark = pytest.mark.fixed_ports
+
 
 @pytest.fixture(scope="module")
 def collection(standalone_uri: str) -> Iterator[str]:

@@ -28,6 +28,8 @@ from tests.store_checks import (
     vector,
 )
 
+pytestmark = pytest.mark.fixed_ports
+
 # --- collections ---
 
 
