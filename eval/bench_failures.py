@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from eval.bench import work_folder
-from eval.bench_http import say
+from eval.bench_http import read_questions, say
 from eval.bench_service import BenchError, ingest, started_service
 from eval.bench_tables import format_table
 from eval.hardware import describe_machine, git_commit
@@ -64,15 +64,6 @@ class Row:
     requests: int
     not_whole: dict[str, int]
     over_after_s: float
-
-
-def read_questions(path: Path) -> list[str]:
-    """The questions of a file. Raises BenchError when it holds none."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    questions = [line for line in lines if line and not line.startswith("#")]
-    if not questions:
-        raise BenchError(f"{path} has no question; write one a line")
-    return questions
 
 
 def to_outcome(answer: dict[str, Any]) -> str:
@@ -158,7 +149,7 @@ async def kill_part(
 
 
 def parts(service: int, data: Path) -> dict[str, Victims]:
-    """Each part that is killed, and its processes at that moment. Milvus is no child of the service."""
+    """Each part that is killed, and what finds its processes. Milvus is no child of the service."""
 
     def titled(title: str) -> list[psutil.Process]:
         found = []
@@ -219,7 +210,8 @@ def main() -> int:
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service is stopped then, too
     try:
-        questions = read_questions(chosen.questions)
+        if not (questions := read_questions(chosen.questions)):
+            raise BenchError(f"{chosen.questions} has no question; write one a line")
         with work_folder() as work:
             report = run(chosen.folder, questions, chosen.clients, work)
     except (BenchError, RagError, OSError) as error:

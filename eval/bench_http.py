@@ -46,10 +46,15 @@ class Asked(NamedTuple):
 Call = Callable[[Connection, int], Awaitable[Any]]
 
 
+def read_questions(path: Path) -> list[str]:
+    """The questions of a file: its lines, without empty ones and those that start with #."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def example_questions(count: int = MANY) -> list[str]:
     """At most `count` questions, evenly from all of examples/questions.txt, so that both languages are among them."""
-    lines = (EXAMPLES / "questions.txt").read_text(encoding="utf-8").splitlines()
-    questions = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    questions = read_questions(EXAMPLES / "questions.txt")
     count = min(count, len(questions))
     return [questions[index * len(questions) // count] for index in range(count)]
 

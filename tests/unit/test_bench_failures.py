@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eval.bench_failures import Pace, Row, Seen, kill_part, read_questions, summarize, to_outcome
+from eval.bench_failures import Pace, Row, Seen, kill_part, main, summarize, to_outcome
+from eval.bench_http import read_questions
 from eval.bench_service import BenchError
 from tests.http_fake import Reply, Service, problem, serving
 
@@ -86,6 +87,13 @@ def test_questions_are_the_lines_without_comments(tmp_path: Path) -> None:
     path = tmp_path / "questions.txt"
     path.write_text("# English\n\nWhat is a port?\n 포트는? \n", encoding="utf-8")
     assert read_questions(path) == ["What is a port?", "포트는?"]
+
+
+def test_a_file_without_questions_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "questions.txt"
     path.write_text("# none\n", encoding="utf-8")
-    with pytest.raises(BenchError, match="no question"):
-        read_questions(path)
+    monkeypatch.setattr(sys, "argv", ["bench_failures", str(tmp_path), str(path)])
+    assert main() == 1
+    assert "has no question; write one a line" in capsys.readouterr().err
