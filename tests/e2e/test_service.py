@@ -33,6 +33,8 @@ START_S = 600  # against hanging; a busy machine has taken more than 240
 PATIENT = {
     "RAG_DEADLINES__TOTAL_S": "120",
     "RAG_DEADLINES__EMBED_S": "20",
+    "RAG_DEADLINES__DENSE_S": "20",
+    "RAG_DEADLINES__LEXICAL_S": "20",
     "RAG_DEADLINES__RERANK_S": "40",
     "RAG_DEADLINES__GROUND_S": "40",
 }
