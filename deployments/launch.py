@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def running_service(
                 "starting Ray" if not joined else f"joining Ray at {joined}",
                 lambda: start_ray(settings, ray_dir, settings.serve.logical_cpus),
             )
-            step("http", "starting the HTTP proxy", lambda: _start_serve(settings))
+            slowly = partial(tell, lambda: say("the HTTP proxy is still starting; is this machine busy?"))
+            step("http", "starting the HTTP proxy", lambda: _start_serve(settings, slowly))
             if app_builder is None:
                 importing.join()
             app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
@@ -168,6 +170,8 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 99),
         # Nobody balances load over a single machine's replicas from outside, so nobody has to notice that they go.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # As long as Serve waits for it when it starts; by default it kills a proxy that took 15 s, then says so.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Every line at once: what a killed replica had kept back is what one wants to read.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -189,10 +193,19 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start_serve(settings: Settings) -> None:
+def _start_serve(settings: Settings, slowly: Callable[[], None]) -> None:
+    """Calls `slowly` when Serve's own wait for the proxy, a minute, runs out: the graph is started beside it then.
+
+    Serve waits for the proxy once more when it runs the graph.
+    """
     from ray import serve
 
-    serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
+    address = {"host": settings.serve.host, "port": settings.serve.port}
+    try:
+        serve.start(http_options=address)
+    except TimeoutError:
+        slowly()
+        serve.start(http_options=address)  # finds its controller, and does not wait
 
 
 def _deploy(app: Any) -> None:

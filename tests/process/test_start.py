@@ -34,3 +34,17 @@ def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "[]"]
+
+
+def test_a_proxy_that_starts_slowly_is_not_killed_while_serve_waits_for_it() -> None:
+    """On a machine busy with other work Serve's own limit, 5 s three times over, ended the whole start."""
+    code = (
+        "from deployments.launch import _set_environment\n"
+        "from rag.config import load_settings\n"
+        "_set_environment(load_settings(profile='embedded'))\n"
+        "from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_READY_CHECK_TIMEOUT_S\n"
+        "print(PROXY_READY_CHECK_TIMEOUT_S, HTTP_PROXY_TIMEOUT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ready_check_s, start_s = map(float, done.stdout.split())
+    assert ready_check_s >= start_s

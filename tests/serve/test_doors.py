@@ -32,9 +32,26 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[httpx.Client]:
+def said() -> list[str]:
+    """What the service says while it starts."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings, said: list[str]) -> Iterator[httpx.Client]:
+    """The service starts with a proxy that Serve does not wait for long enough, as on a busy machine."""
+    limit = pytest.MonkeyPatch()
+
+    def say(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+        said.append(sentence)
+        if sentence == "starting the HTTP proxy":  # not before: Serve reads the environment when it is imported
+            limit.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 0.01)
+        elif sentence == "building the graph":
+            limit.undo()
+
     with (
-        running_service(settings, lambda sentence: print(sentence, file=sys.stderr), build_fake_app) as running,
+        running_service(settings, say, build_fake_app) as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         yield client
@@ -63,6 +80,12 @@ def wait_until(fulfilled: Callable[[], bool], timeout_s: float = 10.0) -> None:
 def log_lines(settings: Settings) -> list[str]:
     path = settings.data_dir / "generator.log"
     return path.read_text(encoding="utf-8").split() if path.exists() else []
+
+
+def test_a_proxy_that_starts_slowly_is_waited_for_while_the_graph_starts(client: httpx.Client, said: list[str]) -> None:
+    told = said.index("the HTTP proxy is still starting; is this machine busy?")
+    assert said[told - 1 : told + 2 : 2] == ["starting the HTTP proxy", "building the graph"]
+    assert client.get("/readyz").status_code == 200
 
 
 def test_an_answer_has_the_contract_s_shape_and_a_verbatim_quote(client: httpx.Client) -> None:
