@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from rag.imports import without_collection
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
+SLOW_PROXY = "the HTTP proxy is still starting; is this machine busy?"
 FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_TCP_NODELAY": "1",
@@ -58,9 +58,9 @@ def running_service(
 ) -> Iterator[Running]:
     """Starts everything, yields when every stage answered the warm-up question, stops everything at the end.
 
-    `say` is told each step as it begins. `app_builder` replaces the graph (tests). Raises SettingsError for a taken
-    port and for an evidence gate fitted to other models, and StageError naming the log folder when the service does
-    not come up.
+    `say` is told each step as it begins, and SLOW_PROXY. `app_builder` replaces the graph (tests). Raises SettingsError
+    for a taken port and for an evidence gate fitted to other models, and StageError naming the log folder when the
+    service does not come up.
     """
     _check_port(settings)
     check_fitted(settings)  # before Ray is started, which takes seconds
@@ -103,8 +103,9 @@ def running_service(
                 "starting Ray" if not joined else f"joining Ray at {joined}",
                 lambda: start_ray(settings, ray_dir, settings.serve.logical_cpus),
             )
-            slowly = partial(tell, lambda: say("the HTTP proxy is still starting; is this machine busy?"))
-            step("http", "starting the HTTP proxy", lambda: _start_serve(settings, slowly))
+            step(
+                "http", "starting the HTTP proxy", lambda: _start_serve(settings, lambda: tell(lambda: say(SLOW_PROXY)))
+            )
             if app_builder is None:
                 importing.join()
             app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
@@ -170,8 +171,10 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 99),
         # Nobody balances load over a single machine's replicas from outside, so nobody has to notice that they go.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # As long as Serve waits for it when it starts; by default it kills a proxy that took 15 s, then says so.
+        # A busy machine starts the proxy slowly. By default Serve kills it after three checks of 5 s, which ends the
+        # start, and HAProxy itself after 30 s.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "120",
         # Every line at once: what a killed replica had kept back is what one wants to read.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -193,8 +196,8 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start_serve(settings: Settings, slowly: Callable[[], None]) -> None:
-    """Calls `slowly` when Serve's own wait for the proxy, a minute, runs out: the graph is started beside it then.
+def _start_serve(settings: Settings, say_slow: Callable[[], None]) -> None:
+    """Calls `say_slow` when Serve's own wait for the proxy, a minute, runs out: the graph is started beside it then.
 
     Serve waits for the proxy once more when it runs the graph.
     """
@@ -204,7 +207,7 @@ def _start_serve(settings: Settings, slowly: Callable[[], None]) -> None:
     try:
         serve.start(http_options=address)
     except TimeoutError:
-        slowly()
+        say_slow()
         serve.start(http_options=address)  # finds its controller, and does not wait
 
 

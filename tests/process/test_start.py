@@ -1,4 +1,4 @@
-"""What is imported when a program starts, seen in a new interpreter."""
+"""What is imported, and which limits hold, when a program starts, seen in a new interpreter."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
     assert done.stdout.split() == ["1", "[]"]
 
 
-def test_a_proxy_that_starts_slowly_is_not_killed_while_serve_waits_for_it() -> None:
-    """On a machine busy with other work Serve's own limit, 5 s three times over, ended the whole start."""
+def test_serve_gives_up_its_proxy_no_sooner_than_its_wait_for_it() -> None:
+    """With Serve's own limits a start on a machine busy with other work ended with a proxy killed after 15 s."""
     code = (
         "from deployments.launch import _set_environment\n"
         "from rag.config import load_settings\n"
         "_set_environment(load_settings(profile='embedded'))\n"
-        "from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_READY_CHECK_TIMEOUT_S\n"
-        "print(PROXY_READY_CHECK_TIMEOUT_S, HTTP_PROXY_TIMEOUT)"
+        "from ray.serve._private import constants as c\n"
+        "checks_s = c.PROXY_READY_CHECK_TIMEOUT_S * c.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD\n"
+        "print(checks_s, c.RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S, c.HTTP_PROXY_TIMEOUT)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    ready_check_s, start_s = map(float, done.stdout.split())
-    assert ready_check_s >= start_s
+    checks_s, haproxy_s, wait_s = map(float, done.stdout.split())
+    assert min(checks_s, haproxy_s) >= wait_s

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments.launch import running_service
+from deployments.launch import SLOW_PROXY, running_service
 from rag.config import Settings, load_settings
 from tests.serve.fake_graph import DOCUMENTS, build_fake_app
 
@@ -37,21 +37,21 @@ def said() -> list[str]:
     return []
 
 
+@contextmanager
+def _no_wait_for_the_proxy() -> Iterator[None]:
+    """Serve has no setting for it, and a proxy that really takes more than a minute would cost each run of the tests
+    that minute."""
+    with pytest.MonkeyPatch.context() as limit:
+        limit.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 0.01)
+        yield
+
+
 @pytest.fixture(scope="module")
 def client(settings: Settings, said: list[str]) -> Iterator[httpx.Client]:
     """The service starts with a proxy that Serve does not wait for long enough, as on a busy machine."""
-    limit = pytest.MonkeyPatch()
-
-    def say(sentence: str) -> None:
-        print(sentence, file=sys.stderr)
-        said.append(sentence)
-        if sentence == "starting the HTTP proxy":  # not before: Serve reads the environment when it is imported
-            limit.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 0.01)
-        elif sentence == "building the graph":
-            limit.undo()
-
     with (
-        running_service(settings, say, build_fake_app) as running,
+        _no_wait_for_the_proxy(),
+        running_service(settings, said.append, build_fake_app) as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         yield client
@@ -83,8 +83,8 @@ def log_lines(settings: Settings) -> list[str]:
 
 
 def test_a_proxy_that_starts_slowly_is_waited_for_while_the_graph_starts(client: httpx.Client, said: list[str]) -> None:
-    told = said.index("the HTTP proxy is still starting; is this machine busy?")
-    assert said[told - 1 : told + 2 : 2] == ["starting the HTTP proxy", "building the graph"]
+    told = said.index(SLOW_PROXY)
+    assert (said[told - 1], said[told + 1]) == ("starting the HTTP proxy", "building the graph")
     assert client.get("/readyz").status_code == 200
 
 

@@ -74,11 +74,11 @@ class Counting:
 
 
 async def test_a_text_takes_no_more_of_a_batch_than_the_embedder_reads_of_it(tmp_path: Path) -> None:
-    settings = load_settings(profile="embedded", data_dir=tmp_path, embedder={"batch_tokens": 1024})
+    settings = load_settings(profile="embedded", data_dir=tmp_path, embedder={"batch_tokens": 512})
     counting = Counting()
     indexer = Indexer.__new__(Indexer)
     handle: Any = counting
     await indexer.__init__(settings, handle)  # type: ignore[misc]
     embeddings = await asyncio.to_thread(indexer._embed, ["서비스는 요청을 기다린다. " * 30] * 8)
     indexer.__del__()
-    assert (len(embeddings), counting.calls) == (8, [4, 4])  # 256 tokens are read of each
+    assert (len(embeddings), counting.calls) == (8, [2, 2, 2, 2])  # 256 tokens are read of each
