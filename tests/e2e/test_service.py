@@ -28,14 +28,15 @@ ANSWERABLE = [one for one in EXPECTED if one.get("answerable", True)]
 ABSENT = [one for one in EXPECTED if not one.get("answerable", True)]
 RAG = str(Path(sys.executable).with_name("rag"))
 START_S = 600  # against hanging; a busy machine has taken more than 240
-# What an answer is made of must not hang on how fast the machine is today. The LLM keeps its own limit: one that was
-# killed is not waited for until it is back.
+# What an answer is made of must not hang on how fast the machine is today: four questions at once, beside another
+# process of tests, took the LLM more than 45 s where it computes in float32.
 PATIENT = {
-    "RAG_DEADLINES__TOTAL_S": "120",
+    "RAG_DEADLINES__TOTAL_S": "270",
     "RAG_DEADLINES__EMBED_S": "20",
     "RAG_DEADLINES__DENSE_S": "20",
     "RAG_DEADLINES__LEXICAL_S": "20",
     "RAG_DEADLINES__RERANK_S": "40",
+    "RAG_DEADLINES__GENERATE_S": "180",
     "RAG_DEADLINES__GROUND_S": "40",
 }
 
@@ -47,7 +48,7 @@ class Service:
     environment: dict[str, str]
 
     def ask(self, question: str, **more: Any) -> dict[str, Any]:
-        response = httpx.post(f"{self.url}/ask", json={"question": question, **more}, timeout=120)
+        response = httpx.post(f"{self.url}/ask", json={"question": question, **more}, timeout=300)
         assert response.status_code == 200, response.text
         body: dict[str, Any] = response.json()
         return body
@@ -267,7 +268,7 @@ def test_the_milvus_server_killed_is_started_again_with_its_data(service: Servic
         one.kill()
     deadline = time.monotonic() + 30
     while True:
-        response = httpx.post(f"{service.url}/ask", json={"question": ANSWERABLE[0]["question"]}, timeout=60)
+        response = httpx.post(f"{service.url}/ask", json={"question": ANSWERABLE[0]["question"]}, timeout=300)
         if response.status_code == 200:
             break
         assert response.status_code == 503, response.text
@@ -301,7 +302,7 @@ def test_the_llm_killed_leaves_extracted_answers_and_no_process_behind(service: 
     (replica,) = service.processes("ServeReplica:rag:Generator")
     engine = replica.children(recursive=True)
     replica.kill()
-    answer = service.ask(ANSWERABLE[0]["question"])
+    answer = service.ask(ANSWERABLE[0]["question"], deadline_s=15)  # vLLM takes longer than that to come back
     assert answer["degraded"] == ["generate"]
     assert answer["answer_source"] == "extracted"
     assert ANSWERABLE[0]["phrase"] in answer["answer"]
