@@ -22,7 +22,7 @@ from rag.step_settings import ChunkSettings
 from rag.types import Chunk, CountTokens, Heading, ParsedDocument, Span
 
 # Part of the index's fingerprint: raise it when parsing or splitting gives other chunks for the same file.
-SPLITTER_VERSION = "4"
+SPLITTER_VERSION = "5"
 
 HEADING_SEPARATOR = " > "
 

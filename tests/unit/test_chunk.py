@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest.assemble import assemble_markdown
 from ingest.chunk import chunk_document, embedding_text, splitter_name
 from ingest.load import HTML, MARKDOWN, PDF, TEXT
-from ingest.prepare import count_char_pairs
+from ingest.prepare import count_by_chars
 from ingest.read_markdown import read
 from rag.language import Language
 from rag.step_settings import ChunkSettings
@@ -40,7 +40,7 @@ COUNTERS = {
     "words": count_words,
     "chars": count_chars,
     "special_tokens": count_with_special,
-    "char_pairs": count_char_pairs,
+    "characters": count_by_chars,
 }
 
 
@@ -115,7 +115,7 @@ def test_spans_rebuild_the_text_and_lose_nothing(text: str, size: ChunkSettings,
 @given(
     texts=st.lists(st.one_of(st.just(""), documents), min_size=1, max_size=8),
     size=sizes,
-    counter=st.sampled_from(["words", "char_pairs"]),
+    counter=st.sampled_from(["words", "characters"]),
 )
 @settings(deadline=None, max_examples=75)
 def test_a_chunk_knows_the_page_of_each_of_its_characters(texts: list[str], size: ChunkSettings, counter: str) -> None:
