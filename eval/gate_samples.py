@@ -23,10 +23,10 @@ from rag.errors import StageError
 from rag.evidence import read_features, scale_of
 from rag.filters import Not, OneOf
 from rag.language import understands
-from rag.retrieve import SearchSteps, retrieve
+from rag.retrieve import SearchSteps, retrieve, score_spans
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale
-from rag.types import Hit
+from rag.types import Hit, Score
 
 # Of ten questions seven have an answer, one only seems to, two are about something else.
 MIX: Mapping[Kind, float] = {"answerable": 0.7, "look-alike": 0.1, "off-corpus": 0.2}
@@ -83,16 +83,27 @@ def left_out(hits: Sequence[Hit], scale: EvidenceScale) -> list[Hit]:
     return sorted(bare, key=lambda hit: -(hit.scores.fused or 0.0))
 
 
-def read_samples(dataset: str, question: LabelledQuestion, hits: Sequence[Hit], settings: Settings) -> Iterator[Sample]:
+async def score_best_sentence(question: str, hits: Sequence[Hit], score: Score) -> float | None:
+    """The reranker's best score of a sentence of the first hit; None where there is none."""
+    spans = [split_sentences(hit.chunk.text) for hit in hits[:1]]
+    if not any(spans):
+        return None
+    (scores,) = await score_spans(question, hits[:1], spans, score)
+    return float(scores.max())
+
+
+def read_samples(
+    dataset: str, question: LabelledQuestion, hits: Sequence[Hit], sentence: float | None, settings: Settings
+) -> Iterator[Sample]:
     """A question's sample on its own scale and on each that a stage left out would bring; none without hits."""
     if not hits:
         return
     understood = understands(settings.reranker.languages, question.text)
-    own = scale_of(hits, understood=understood)
+    own = scale_of(hits, understood=understood, scored=sentence is not None)
     for scale, ranked in ((own, hits), *((one, left_out(hits, one)) for one in DEGRADED[own])):
         kept = ranked[: settings.reranker.top_k]
         if kept:
-            features = read_features(question.text, kept, split=split_sentences, terms=terms)
+            features = read_features(question.text, kept, sentence, split=split_sentences, terms=terms)
             holds = any(hit.source in question.relevant for hit in kept)
             yield Sample(dataset, question.kind, question.article, scale, features, holds)
 
@@ -113,7 +124,10 @@ async def ask_questions(
         found = await retrieve(question.text, collection, steps, settings, clock, groups=None, where=where)
         if clock.degraded:
             raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
-        samples.extend(read_samples(dataset, question, found.hits, settings))
+        sentence = None
+        if understands(settings.reranker.languages, question.text):
+            sentence = await score_best_sentence(question.text, found.hits, steps.score)
+        samples.extend(read_samples(dataset, question, found.hits, sentence, settings))
         if number % 200 == 0:
             say(f"{dataset}: {number} of {len(questions)} questions")
     return samples

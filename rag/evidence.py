@@ -3,9 +3,9 @@
 Features of the question and its passages become the chance that the passages hold the answer, by a logistic
 regression that `python -m eval.gate fit` fits for each scale that scores may be on:
 
-    rerank    the reranker read question and passages
+    rerank    the reranker read question and passages, and then the first passage's sentences
     words     it does not understand the question, so that a passage's score is the share of the question's words in it
-    dense     the reranker was left out: cosine similarity
+    dense     the reranker was left out, or failed at the sentences: cosine similarity
     lexical   so was dense search: BM25, whose values mean nothing across questions
 """
 
@@ -24,7 +24,7 @@ from rag.types import Hit, SplitSentences
 
 # What a scale's regression may use: never a score that hits of this scale need not have.
 FEATURES: Mapping[EvidenceScale, tuple[EvidenceFeature, ...]] = {
-    "rerank": ("rerank", "names", "numbers", "negation"),
+    "rerank": ("rerank", "sentence", "names", "numbers", "negation"),
     "words": ("coverage",),
     "dense": ("dense", "coverage", "names", "numbers", "negation"),
     "lexical": ("coverage", "names", "numbers", "negation"),
@@ -65,21 +65,23 @@ def judge_evidence(
     settings: EvidenceSettings,
     *,
     understood: bool,
+    sentence: float | None,
     split: SplitSentences,
     terms: Terms,
 ) -> Verdict:
     """Abstain without hits (`no_documents`), or with less confidence than `settings.min_confidence` (`no_evidence`).
 
-    `hits` are the passages, best first; `understood`: whether the reranker reads the question's language. Only the
-    calibration of the hits' own scale judges; where it has none, the evidence cannot be judged: answer. A confidence
-    equal to the threshold is enough.
+    `hits` are the passages, best first; `understood`: whether the reranker reads the question's language; `sentence`
+    is its best score of a sentence of the first passage, None where it scored none. Only the calibration of the hits'
+    own scale judges; where it has none, the evidence cannot be judged: answer. A confidence equal to the threshold is
+    enough.
     """
     if not hits:
         return Verdict("abstain", "no_documents")
-    calibration = settings.scales.get(scale_of(hits, understood=understood))
+    calibration = settings.scales.get(scale_of(hits, understood=understood, scored=sentence is not None))
     if calibration is None:
         return Verdict("answer")
-    features = read_features(question, hits, split=split, terms=terms)
+    features = read_features(question, hits, sentence, split=split, terms=terms)
     log_odds = calibration.intercept + sum(weight * features[name] for name, weight in calibration.weights.items())
     # The logistic function by tanh, which no steep slope makes overflow.
     confidence = 0.5 + 0.5 * math.tanh(0.5 * log_odds)
@@ -88,19 +90,26 @@ def judge_evidence(
     return Verdict("abstain", "no_evidence", confidence)
 
 
-def scale_of(hits: Sequence[Hit], *, understood: bool) -> EvidenceScale:
-    """The scale that the hits are on; see the module. `understood`: whether the reranker reads the question."""
+def scale_of(hits: Sequence[Hit], *, understood: bool, scored: bool) -> EvidenceScale:
+    """The scale that the hits are on; see the module.
+
+    `understood`: whether the reranker reads the question; `scored`: whether it scored a sentence of the first passage.
+    """
     if any(hit.scores.rerank is not None for hit in hits):
-        return "rerank" if understood else "words"
+        if not understood:
+            return "words"
+        if scored:
+            return "rerank"
     return "dense" if any(hit.scores.dense is not None for hit in hits) else "lexical"
 
 
 def read_features(
-    question: str, hits: Sequence[Hit], *, split: SplitSentences, terms: Terms
+    question: str, hits: Sequence[Hit], sentence: float | None, *, split: SplitSentences, terms: Terms
 ) -> dict[EvidenceFeature, float]:
     """What the gate knows of a question and its passages, best first, one at least.
 
     rerank      log odds of the best rerank score, 0 without any
+    sentence    the reranker's best score of a sentence of the first passage, 0 without one
     dense       the best cosine similarity, 0 without any
     coverage    the largest share of the question's distinct terms that one passage holds, 0..1
     names       how many of the question's names are neither in the first passage nor in its heading and title
@@ -114,6 +123,7 @@ def read_features(
     label = f"{hits[0].chunk.heading}\n{hits[0].title}"
     return {
         "rerank": _log_odds(max((hit.scores.rerank for hit in hits if hit.scores.rerank is not None), default=0.5)),
+        "sentence": sentence or 0.0,
         "dense": max((hit.scores.dense for hit in hits if hit.scores.dense is not None), default=0.0),
         "coverage": shared / len(asked.terms) if asked.terms else 0.0,
         "names": float(len(missing_names(asked.names, f"{first}\n{label}"))),

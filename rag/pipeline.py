@@ -39,7 +39,7 @@ from rag.ground import (
 )
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
-from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, scored_text
+from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, split_sentences
 from rag.types import Answer, Citation, CountTokens, Generate, Hit, Question, SearchResult, Span, Stage, Usage
@@ -140,7 +140,7 @@ async def stream_answer(
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
     yield Retrieved(hits)
     flow = _Flow(question, query, steps, settings, clock, found, hits)
-    flow.verdict = await asyncio.to_thread(flow.judge)
+    await flow.judge()
     if flow.verdict.decision == "abstain":
         yield Token(flow.abstain())
     else:
@@ -169,17 +169,31 @@ class _Flow:
     refused: bool = False
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
+    evidence: Evidence | None = None
+    similarity: list[np.ndarray] = field(default_factory=list)  # the query's, to each sentence of the evidence
 
-    def judge(self) -> Verdict:
-        """Whether the passages hold the answer. Blocks while it analyses them."""
-        return judge_evidence(
+    async def judge(self) -> None:
+        """Reads the passages, and decides whether they hold the answer."""
+        if self.hits:
+            with self.clock.timed("prompt"):
+                self.evidence = await asyncio.to_thread(self._prepare)
+            self.similarity = await self._similarity(self.query, self.evidence)
+        self.verdict = await asyncio.to_thread(
+            judge_evidence,
             self.question.text,  # a former question's names, numbers and negation are not claimed again
             self.hits,
             self.settings.evidence,
             understood=understands(self.settings.reranker.languages, self.query),
+            sentence=self._best_sentence(),
             split=split_sentences,
             terms=self.steps.terms,
         )
+
+    def _best_sentence(self) -> float | None:
+        """The best score of a sentence of the first passage; None where the scorer gave none."""
+        if not self.similarity or "ground" in self.clock.degraded:
+            return None
+        return float(self.similarity[0].max()) if self.similarity[0].size else None
 
     def abstain(self) -> str:
         """Makes the answer a plain sentence that says so."""
@@ -194,30 +208,23 @@ class _Flow:
 
         An LLM that does not understand the question's language is not asked: all that it would write is thrown away.
         """
-        with self.clock.timed("prompt"):
-            evidence = await asyncio.to_thread(self._prepare)
-        # Scored while the LLM reads its prompt.
-        relevance = asyncio.create_task(self._relevance(evidence))
-        try:
-            if understands(self.settings.generator.languages, self.question.text):
-                async with aclosing(self._generated(evidence, relevance)) as events:
-                    async for event in events:
-                        yield event
-            if not self.written.text:
-                for event in self._without_support(evidence, await relevance):
+        assert self.evidence is not None
+        relevance = question_relevance(self.evidence, self.similarity)
+        if understands(self.settings.generator.languages, self.question.text):
+            async with aclosing(self._generated(self.evidence, relevance)) as events:
+                async for event in events:
                     yield event
-        finally:
-            relevance.cancel()
+        if not self.written.text:
+            for event in self._without_support(self.evidence, relevance):
+                yield event
 
-    async def _generated(
-        self, evidence: Evidence, relevance: asyncio.Task[list[np.ndarray]]
-    ) -> AsyncGenerator[Event, None]:
+    async def _generated(self, evidence: Evidence, relevance: list[np.ndarray]) -> AsyncGenerator[Event, None]:
         """What the LLM writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
         held: list[Grounded] = []
         try:
             async with aclosing(self._sentences()) as sentences:
                 async for sentence in sentences:
-                    grounded, good = await self._judge(sentence, evidence, await relevance)
+                    grounded, good = await self._judge(sentence, evidence, relevance)
                     # Small models repeat themselves.
                     if grounded is None or any(grounded.text == other.text for other in held):
                         continue
@@ -331,31 +338,19 @@ class _Flow:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
 
-    async def _relevance(self, evidence: Evidence) -> list[np.ndarray]:
-        """How well each evidence sentence answers the question."""
-        return question_relevance(evidence, await self._similarity(self.query, evidence))
-
     async def _similarity(self, text: str, evidence: Evidence) -> list[np.ndarray]:
         """The scorer's values for every evidence sentence; by shared words when it is down (`ground` degraded)."""
-        texts: list[str] = []
-        kept: list[bytes] = []
-        spans: list[list[Span]] = []
-        for passage, own in zip(evidence.passages, evidence.spans, strict=True):
-            full, shift = scored_text(passage.hit)
-            texts.append(full)
-            kept.append(passage.hit.token_vectors)
-            spans.append([(start + shift, end + shift) for start, end in own])
         if not understands(self.settings.reranker.languages, self.query):
             return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
         if not {"rerank", "ground"} & set(self.clock.degraded):
             try:
-                scores = await self.clock.run(
+                hits = [passage.hit for passage in evidence.passages]
+                return await self.clock.run(
                     "ground",
-                    lambda: self.steps.search.score([text], texts, spans, kept),
+                    lambda: score_spans(text, hits, evidence.spans, self.steps.search.score),
                     self.settings.deadlines.ground_s,
                     optional=True,
                 )
-                return [score[0] for score in scores]
             except (*DEGRADABLE, DeadlineError) as error:
                 logger.warning("grounding by words alone: %s", error)
         self.clock.leave_out("ground")

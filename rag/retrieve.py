@@ -125,6 +125,18 @@ def scored_text(hit: Hit) -> tuple[str, int]:
     return lead + hit.chunk.text, len(lead)
 
 
+async def score_spans(
+    query: str, hits: Sequence[Hit], spans: Sequence[Sequence[Span]], score: Score
+) -> list[np.ndarray]:
+    """Of each hit float32 (its spans,) in 0..1: how well those spans of its chunk's text match the query."""
+    texts, shifted = [], []
+    for hit, own in zip(hits, spans, strict=True):
+        text, shift = scored_text(hit)
+        texts.append(text)
+        shifted.append([(start + shift, end + shift) for start, end in own])
+    return [found[0] for found in await score([query], texts, shifted, [hit.token_vectors for hit in hits])]
+
+
 async def _dense(
     query: str,
     collection: str,

@@ -139,7 +139,7 @@ class RerankerSettings(StepSettings):
 
 
 EvidenceScale = Literal["rerank", "words", "dense", "lexical"]
-EvidenceFeature = Literal["rerank", "dense", "coverage", "names", "numbers", "negation"]
+EvidenceFeature = Literal["rerank", "sentence", "dense", "coverage", "names", "numbers", "negation"]
 
 
 class EvidenceCalibration(StepSettings):

@@ -107,8 +107,16 @@ CASES = {
 }
 
 
-def judge(hits: list[Hit], settings: EvidenceSettings, *, understood: bool = True) -> Verdict:
-    return judge_evidence("Which port?", hits, settings, understood=understood, split=split, terms=terms)
+def judge(
+    hits: list[Hit],
+    settings: EvidenceSettings,
+    *,
+    understood: bool = True,
+    sentence: float | None = 0.25,
+) -> Verdict:
+    return judge_evidence(
+        "Which port?", hits, settings, understood=understood, sentence=sentence, split=split, terms=terms
+    )
 
 
 @pytest.mark.parametrize(("hits", "settings", "expected"), CASES.values(), ids=CASES.keys())
@@ -126,17 +134,28 @@ def test_scores_of_shared_words_are_a_scale_of_their_own() -> None:
     )
 
 
+def test_where_the_sentences_could_not_be_scored_the_embedder_judges() -> None:
+    found = [hit(rerank=0.9, dense=0.3)]
+    assert judge(found, BOTH).confidence == pytest.approx(0.9)
+    assert judge(found, BOTH, sentence=None).confidence == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
-    ("hits", "understood", "scale"),
+    ("hits", "understood", "scored", "scale"),
     [
-        ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, "rerank"),
-        ([hit(rerank=0.5)], False, "words"),
-        ([hit(fused=0.1), hit(dense=0.5)], True, "dense"),
-        ([hit(fused=0.1)], True, "lexical"),
+        ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, True, "rerank"),
+        ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, False, "dense"),
+        ([hit(rerank=0.5)], True, False, "lexical"),
+        ([hit(rerank=0.5)], False, True, "words"),
+        ([hit(rerank=0.5)], False, False, "words"),
+        ([hit(fused=0.1), hit(dense=0.5)], True, True, "dense"),
+        ([hit(fused=0.1)], True, True, "lexical"),
     ],
 )
-def test_the_scale_is_of_the_best_stage_that_gave_scores(hits: list[Hit], understood: bool, scale: str) -> None:
-    assert scale_of(hits, understood=understood) == scale
+def test_the_scale_is_of_the_best_stage_that_gave_scores(
+    hits: list[Hit], understood: bool, scored: bool, scale: str
+) -> None:
+    assert scale_of(hits, understood=understood, scored=scored) == scale
 
 
 PASSAGE = "The service listens on port 8000. Berlin is not served."
@@ -150,6 +169,7 @@ PASSAGE = "The service listens on port 8000. Berlin is not served."
         pytest.param("Which port has Paris or Rome?", "names", 2.0, id="two_names_nowhere"),
         pytest.param("Is 8000 a port?", "numbers", 0.0, id="number_in_the_passage"),
         pytest.param("Is 9000 a port?", "numbers", 1.0, id="number_nowhere"),
+        pytest.param("Which port?", "sentence", 0.25, id="best_sentence"),
         pytest.param("Which port is not open?", "negation", 1.0, id="nearest_sentence_affirms"),
         pytest.param("Which city is not served?", "negation", 0.0, id="nearest_sentence_negates"),
         pytest.param("Which city is served?", "negation", 0.0, id="the_question_affirms"),
@@ -161,7 +181,7 @@ PASSAGE = "The service listens on port 8000. Berlin is not served."
 )
 def test_feature(question: str, feature: EvidenceFeature, value: float) -> None:
     hits = [hit(0.75, 0.2, text=PASSAGE), hit(0.25, 0.6, text="Nothing. At all.")]
-    assert read_features(question, hits, split=split, terms=terms)[feature] == pytest.approx(value)
+    assert read_features(question, hits, 0.25, split=split, terms=terms)[feature] == pytest.approx(value)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -176,5 +196,6 @@ def test_a_better_score_never_lowers_the_confidence(first: float, second: float)
 
 def test_no_scale_uses_a_score_that_its_hits_need_not_have() -> None:
     assert "dense" not in FEATURES["rerank"]
-    assert not {"rerank", "dense"} & {*FEATURES["words"], *FEATURES["lexical"]}
-    assert "rerank" not in FEATURES["dense"]
+    of_the_reranker = {"rerank", "sentence"}
+    assert not {*of_the_reranker, "dense"} & {*FEATURES["words"], *FEATURES["lexical"]}
+    assert not of_the_reranker & {*FEATURES["dense"]}

@@ -12,12 +12,13 @@ import pytest
 
 from eval.gate import apply_calibration, fit_gate, fit_scale, held_back_confidence, measure_gate
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
-from eval.gate_samples import Sample, Samples, left_out
+from eval.gate_samples import Sample, Samples, left_out, score_best_sentence
 from rag.config import load_settings
 from rag.errors import InputError
 from rag.evidence import FEATURES, scale_of
 from rag.step_settings import EvidenceSettings, FittedModels
 from rag.types import Chunk, Hit, Scores
+from tests.pipeline_fakes import WordScorer, make_hit
 
 
 def write_set(folder: Path) -> str:
@@ -98,7 +99,15 @@ def test_hits_of_a_degraded_scale_have_its_order_and_no_other_scores() -> None:
     dense, lexical = left_out(hits, "dense"), left_out(hits, "lexical")
     assert [one.source for one in dense] == ["b", "a", "c"]
     assert [one.source for one in lexical] == ["c", "a"]
-    assert (scale_of(dense, understood=True), scale_of(lexical, understood=True)) == ("dense", "lexical")
+    assert [scale_of(found, understood=True, scored=True) for found in (dense, lexical)] == ["dense", "lexical"]
+
+
+async def test_the_best_sentence_is_the_first_passage_s() -> None:
+    hits = [make_hit("a", "The lamp is red. Plums are in the orchard. It is cold."), make_hit("b", "Who grows plums?")]
+    # Of its terms "grow" and "plum" one.
+    assert await score_best_sentence("Who grows plums?", hits, WordScorer()) == pytest.approx(0.5)
+    assert await score_best_sentence("Who?", [make_hit("c", "")], WordScorer()) is None
+    assert await score_best_sentence("Who?", [], WordScorer()) is None
 
 
 def samples_of(count: int, seed: int) -> Samples:
@@ -108,7 +117,7 @@ def samples_of(count: int, seed: int) -> Samples:
     for index, value in enumerate(rng.normal(0.5, 2.0, count)):
         holds = bool(rng.random() < 1 / (1 + math.exp(-(2 * value - 1))))
         kind: Kind = "answerable" if holds else "off-corpus"
-        features = {"rerank": value, "names": 0.0, "numbers": 0.0, "negation": 0.0}
+        features = {"rerank": value, "sentence": 0.0, "names": 0.0, "numbers": 0.0, "negation": 0.0}
         rows.append(Sample("made", kind, f"article {index % 10}", "rerank", features, holds))  # type: ignore[arg-type]
     return Samples(tuple(rows))
 
