@@ -4,7 +4,7 @@ Features of the question and its passages become the chance that the passages ho
 regression that `python -m eval.gate fit` fits for each scale that scores may be on:
 
     rerank    the reranker read question and passages, and then the first passage's sentences
-    words     it does not understand the question, so that a passage's score is the share of the question's words in it
+    words     it does not understand the question: the share of the question's words in a passage
     dense     the reranker was left out, or failed at the sentences: cosine similarity
     lexical   so was dense search: BM25, whose values mean nothing across questions
 """
@@ -95,11 +95,10 @@ def scale_of(hits: Sequence[Hit], *, understood: bool, scored: bool) -> Evidence
 
     `understood`: whether the reranker reads the question; `scored`: whether it scored a sentence of the first passage.
     """
-    if any(hit.scores.rerank is not None for hit in hits):
-        if not understood:
-            return "words"
-        if scored:
-            return "rerank"
+    if not understood:
+        return "words"
+    if scored and any(hit.scores.rerank is not None for hit in hits):
+        return "rerank"
     return "dense" if any(hit.scores.dense is not None for hit in hits) else "lexical"
 
 

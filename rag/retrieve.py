@@ -106,17 +106,9 @@ async def retrieve(
     with clock.timed("fuse"):
         # All that either branch found: a reranker reads its own number of candidates from the top.
         hits = fuse_hits([result.hits for result in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
-    if rerank and hits:
+    if rerank and hits and understands(settings.reranker.languages, query):
         hits = await _rerank(query, collection, hits, steps, settings, clock)
     return SearchResult(tuple(hits), found[0].index_version)
-
-
-def shared_words(query: str, texts: Sequence[str], terms: Callable[[str], list[str]]) -> np.ndarray:
-    """float32 (texts,) in 0..1: the fraction of the query's distinct terms that each text holds; 0 without terms."""
-    wanted = set(terms(query))
-    if not wanted:
-        return np.zeros(len(texts), dtype=np.float32)
-    return np.array([len(wanted & set(terms(text))) / len(wanted) for text in texts], dtype=np.float32)
 
 
 def scored_text(hit: Hit) -> tuple[str, int]:
@@ -156,29 +148,22 @@ async def _rerank(
     """The first candidates in the blended order, the others behind them; the fused order when the stage fails."""
     candidates, rest = hits[: settings.reranker.candidates], hits[settings.reranker.candidates :]
     texts = [scored_text(hit)[0] for hit in candidates]
-    calibration = settings.reranker.calibration
-    if understands(settings.reranker.languages, query):
-        spans: list[list[Span]] = [[(0, len(text))] for text in texts]
+    spans: list[list[Span]] = [[(0, len(text))] for text in texts]
 
-        async def score() -> tuple[list[Hit], list[np.ndarray]]:
-            fetch = steps.token_vectors if settings.reranker.kind == "maxsim" else None  # others read the texts
-            known = await _with_token_vectors(collection, candidates, fetch)
-            return known, await steps.score([query], texts, spans, [hit.token_vectors for hit in known])
+    async def score() -> tuple[list[Hit], list[np.ndarray]]:
+        fetch = steps.token_vectors if settings.reranker.kind == "maxsim" else None  # others read the texts
+        known = await _with_token_vectors(collection, candidates, fetch)
+        return known, await steps.score([query], texts, spans, [hit.token_vectors for hit in known])
 
-        try:
-            candidates, scores = await clock.run("rerank", score, settings.deadlines.rerank_s, optional=True)
-        except DEGRADABLE as error:
-            logger.warning("answering without reranking: %s", error)
-            clock.leave_out("rerank")
-            return hits
-        raw = [float(score[0, 0]) for score in scores]
-    else:
-        with clock.timed("rerank"):
-            raw = (await asyncio.to_thread(shared_words, query, texts, steps.terms)).tolist()
-        calibration = settings.reranker.words_calibration
+    try:
+        candidates, scores = await clock.run("rerank", score, settings.deadlines.rerank_s, optional=True)
+    except DEGRADABLE as error:
+        logger.warning("answering without reranking: %s", error)
+        clock.leave_out("rerank")
+        return hits
     scored = [
-        replace(hit, scores=replace(hit.scores, rerank=_calibrated(score, calibration)))
-        for hit, score in zip(candidates, raw, strict=True)
+        replace(hit, scores=replace(hit.scores, rerank=_calibrated(float(score[0, 0]), settings.reranker.calibration)))
+        for hit, score in zip(candidates, scores, strict=True)
     ]
     return order_by_blend(scored, settings.reranker.blend) + rest
 

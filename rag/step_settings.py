@@ -103,15 +103,14 @@ class RerankerSettings(StepSettings):
 
     `maxsim` ranks by late interaction over the embedder's token vectors, `cross-encoder` by any sentence-transformers
     CrossEncoder: `model`, and how it computes, are the latter's. The order is by `blend * rerank + (1 - blend) *
-    fused`, both scaled to 0..1 within the candidates. A question in a language that the model does not understand is
-    scored by the words that it shares with a passage instead.
+    fused`, both scaled to 0..1 within the candidates. For a question in a language that the model does not
+    understand the fused order stays.
     """
 
     kind: Literal["maxsim", "cross-encoder"] = "maxsim"
     model: str | None = Field(None, description="of a cross-encoder; maxsim uses the embedder's")
     languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
     calibration: CalibrationSettings | None = Field(None, description="none: the model's scores are calibrated already")
-    words_calibration: CalibrationSettings = CalibrationSettings(midpoint=0.6, slope=12.0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a CPU that computes it, else float32"
     )

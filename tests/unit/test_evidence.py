@@ -126,10 +126,10 @@ def test_verdict(hits: list[Hit], settings: EvidenceSettings, expected: Verdict)
     assert given.confidence == pytest.approx(expected.confidence)
 
 
-def test_scores_of_shared_words_are_a_scale_of_their_own() -> None:
-    assert judge([hit(rerank=0.1)], BOTH, understood=False) == answer(None)
+def test_what_the_reranker_cannot_read_is_judged_by_its_words() -> None:
+    assert judge([hit(dense=0.1)], BOTH, understood=False) == answer(None)
     words = EvidenceSettings(min_confidence=0.5, scales=RERANK | {"words": calibration("coverage", -2.0, 4.0)})
-    assert judge([hit(rerank=0.1, text="which port")], words, understood=False).confidence == pytest.approx(
+    assert judge([hit(text="which port")], words, understood=False).confidence == pytest.approx(
         1 / (1 + math.exp(-2.0))
     )
 
@@ -146,8 +146,8 @@ def test_where_the_sentences_could_not_be_scored_the_embedder_judges() -> None:
         ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, True, "rerank"),
         ([hit(rerank=0.5, dense=0.5), hit(dense=0.4)], True, False, "dense"),
         ([hit(rerank=0.5)], True, False, "lexical"),
-        ([hit(rerank=0.5)], False, True, "words"),
-        ([hit(rerank=0.5)], False, False, "words"),
+        ([hit(fused=0.5)], False, False, "words"),
+        ([hit(dense=0.5)], False, False, "words"),
         ([hit(fused=0.1), hit(dense=0.5)], True, True, "dense"),
         ([hit(fused=0.1)], True, True, "lexical"),
     ],
