@@ -1,4 +1,7 @@
-"""From errors to responses: one table of HTTP statuses, and from Ray's errors to ours."""
+"""From errors to responses: one table of HTTP statuses, and from Ray's errors to ours.
+
+Every error is a problem object (RFC 9457); what is asked at the OpenAI door gets it in that door's own shape.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,9 @@ from rag.errors import (
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"
+OPENAI_PATH = "/v1/"
+# OpenAI's types of errors by status, where they are not those of any bad request or of any failure.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +119,28 @@ def problem_response(request: Request, error: RagError) -> Response:
 
 
 def json_problem(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """A problem object as a response of its own status."""
+    """A problem object as a response of its own status, in the shape of the door that it was asked at."""
+    status, content, media_type = body["status"], body, MEDIA_TYPE
+    if body["instance"].startswith(OPENAI_PATH):
+        # There a request that does not fit the schema is a bad one, as any other.
+        status, content, media_type = 400 if status == 422 else status, openai_error(body), "application/json"
     # Lone surrogates, which a client may send and no encoder takes, become JSON's own escapes.
-    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return Response(content, status_code=body["status"], headers=headers, media_type=MEDIA_TYPE)
+    encoded = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(encoded, status_code=status, headers=headers, media_type=media_type)
+
+
+def openai_error(body: dict[str, Any]) -> dict[str, Any]:
+    """A problem object as OpenAI's clients read it. Source: OpenAI's API reference, "Error codes"."""
+    status = body["status"]
+    kind = body["type"].rpartition(":")[2].replace("-", "_")
+    fields = [one["field"] for one in body.get("errors", ())]
+    error = {
+        "message": body["detail"],
+        "type": _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        "param": fields[0] if fields else None,
+        "code": "model_not_found" if kind in ("unknown_model", "unknown_collection") else kind,
+    }
+    return {"error": error}
 
 
 async def call_stage(stage: str, call: Callable[[], Awaitable[T]]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -25,8 +24,18 @@ from deployments.errors import bug_problem, call_stage, iterate_stage, json_prob
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.intake import Intake
 from deployments.jobs import JobStore
-from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
-from deployments.sse import encode_events, with_comments
+from deployments.openai import ChatDoors
+from deployments.openai import router as openai_router
+from deployments.schemas import (
+    MAX_QUESTION_CHARS,
+    AskRequest,
+    SearchRequest,
+    answer_body,
+    answer_id,
+    degraded_header,
+    search_body,
+)
+from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
 from rag.clock import RequestClock
@@ -75,6 +84,9 @@ class Orchestrator:
             indexer,
             frozenset(settings.serve.anonymous_groups),
         )
+        self.chat = ChatDoors(
+            settings.generator.model_id, self._groups(), self._answer, self._events, self._index_versions
+        )
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
         self._steps = build_steps(settings, self._watch, **stages)
@@ -92,14 +104,17 @@ class Orchestrator:
         self._check_model(body.model)
         question = body.to_question(self._groups(), self._parse_filter(body.filter))
         request_id = request.state.request_id
+
+        def content(done: Done) -> dict[str, Any]:
+            return answer_body(done.answer, answer_id(), request_id, explain=body.explain)
+
         if body.stream or "text/event-stream" in request.headers.get("accept", ""):
-            return await self._stream(question, request_id, request.url.path, explain=body.explain)
-        done = await _until_disconnect(request, self._answer(question))
+            events = await begin(self._events(question))
+            return event_stream(encode_events(events, content, request_id, request.url.path))
+        done = await self._answer(request, question)
         if done is None:
             return Response(status_code=499)  # the client is gone: nobody reads this
-        content = answer_body(done.answer, _answer_id(), request_id, explain=body.explain)
-        headers = {"X-Degraded": ",".join(done.answer.degraded)} if done.answer.degraded else {}
-        return JSONResponse(content, headers=headers)
+        return JSONResponse(content(done), headers=degraded_header(done.answer.degraded))
 
     @router.post("/search", response_model=None)
     async def search(self, body: SearchRequest) -> Response:
@@ -120,8 +135,8 @@ class Orchestrator:
             )
         clock.mark("total")
         found = replace(found, hits=found.hits[: body.top_k])
-        headers = {"X-Degraded": ",".join(clock.degraded)} if clock.degraded else {}
-        return JSONResponse(search_body(found, list(clock.degraded), clock.timings_ms), headers=headers)
+        content = search_body(found, list(clock.degraded), clock.timings_ms)
+        return JSONResponse(content, headers=degraded_header(clock.degraded))
 
     @router.get("/healthz")
     async def healthz(self) -> dict[str, str]:
@@ -140,7 +155,6 @@ class Orchestrator:
     async def info(self) -> dict[str, Any]:
         """Versions, models, limits and each collection's index version."""
         settings = self._settings
-        versions = await call_stage("retriever", lambda: self._handles["retriever"].index_versions.remote())
         return {
             "version": version("rag"),
             "profile": settings.profile,
@@ -150,7 +164,7 @@ class Orchestrator:
                 "generators": [settings.generator.model_id],
             },
             "limits": {
-                "question_chars": 4000,
+                "question_chars": MAX_QUESTION_CHARS,
                 "body_bytes": settings.serve.max_body_bytes,
                 "upload_bytes": settings.serve.max_upload_bytes,
                 "upload_files": settings.serve.max_upload_files,
@@ -160,7 +174,7 @@ class Orchestrator:
                 "max_deadline_s": settings.deadlines.max_s,
                 "max_tokens": settings.generator.max_tokens,
             },
-            "index_versions": versions,
+            "index_versions": await self._index_versions(),
         }
 
     async def warm_up(self) -> dict[str, float]:
@@ -174,6 +188,10 @@ class Orchestrator:
         if done.degraded:
             raise StageError(done.degraded[0], "left out of the warm-up question")
         return dict(done.timings_ms)
+
+    async def _index_versions(self) -> dict[str, str]:
+        """Each collection's current index version."""
+        return await call_stage("retriever", lambda: self._handles["retriever"].index_versions.remote())
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self._settings.generator.model_id:
@@ -194,29 +212,14 @@ class Orchestrator:
                 async for event in events:
                     yield event
 
-    async def _answer(self, question: Question) -> Done:
-        async with self._admission.permit() as queue_s:
-            return Done(await answer(question, self._steps, self._settings, queue_s=queue_s))
+    async def _answer(self, request: Request, question: Question) -> Done | None:
+        """The answer, under a permit; None when the client left before its end."""
 
-    async def _stream(self, question: Question, request_id: str, instance: str, *, explain: bool) -> Response:
-        """Decides the HTTP status with the first token; an error before it is a plain problem response."""
-        events = self._events(question)
-        first: list[Event] = []
-        async with AsyncExitStack() as unless_answered:
-            unless_answered.push_async_callback(events.aclose)
-            async for event in events:
-                first.append(event)
-                if len(first) > 1:  # Retrieved, then the first Token
-                    break
-            unless_answered.pop_all()  # from here on the response closes them
+        async def work() -> Done:
+            async with self._admission.permit() as queue_s:
+                return Done(await answer(question, self._steps, self._settings, queue_s=queue_s))
 
-        def body(done: Done) -> dict[str, Any]:
-            return answer_body(done.answer, _answer_id(), request_id, explain=explain)
-
-        encoded = encode_events(_chain(first, events), body, request_id, instance)
-        return StreamingResponse(
-            with_comments(encoded), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
+        return await _until_disconnect(request, work())
 
 
 def create_api(serving: ServeSettings) -> FastAPI:
@@ -234,6 +237,7 @@ def create_api(serving: ServeSettings) -> FastAPI:
     )
     api.include_router(router)
     api.include_router(document_router)
+    api.include_router(openai_router)
     limits = [BodyLimit(JSON, serving.max_body_bytes, "serve.max_body_bytes")]
     api.add_middleware(RequestGate, limits=limits, own_limits=upload_limits(serving))
     return api
@@ -357,15 +361,3 @@ async def _until_disconnect(request: Request, work: Any) -> Done | None:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
-
-
-async def _chain(first: list[Event], rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    async with aclosing(rest):
-        for event in first:
-            yield event
-        async for event in rest:
-            yield event
-
-
-def _answer_id() -> str:
-    return f"ans_{uuid.uuid4().hex}"

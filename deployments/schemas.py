@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -11,10 +13,13 @@ from rag.filters import Filter
 from rag.types import Answer, Groups, Hit, Message, Question, SearchResult
 
 MAX_COLLECTION_CHARS = 255  # Milvus takes no longer name
+MAX_QUESTION_CHARS = 4000
+MAX_TURNS, MAX_TURN_CHARS = 100, 20_000
+MODEL_CHARS = 200
 
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUESTION_CHARS, pattern=r"\S")]
 _Collection = Annotated[str, StringConstraints(min_length=1, max_length=MAX_COLLECTION_CHARS)]
-_Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_Model = Annotated[str, StringConstraints(min_length=1, max_length=MODEL_CHARS)]
 
 
 class _Request(BaseModel):
@@ -25,7 +30,7 @@ class Turn(_Request):
     """An earlier turn of the conversation."""
 
     role: Literal["user", "assistant"]
-    content: Annotated[str, StringConstraints(max_length=20_000)]
+    content: Annotated[str, StringConstraints(max_length=MAX_TURN_CHARS)]
 
 
 class AskRequest(_Request):
@@ -33,7 +38,7 @@ class AskRequest(_Request):
 
     question: _Text
     collection: _Collection = "default"
-    conversation: Annotated[list[Turn], Field(max_length=100)] = []
+    conversation: Annotated[list[Turn], Field(max_length=MAX_TURNS)] = []
     filter: str | None = Field(None, description="an expression of rag.filter_language")
     model: _Model | None = None
     top_k: Annotated[int, Field(ge=1, le=200)] | None = None
@@ -71,10 +76,20 @@ class SearchRequest(_Request):
     rerank: bool = True
 
 
-def answer_body(answer: Answer, answer_id: str, request_id: str, *, explain: bool) -> dict[str, Any]:
+def answer_id() -> str:
+    """A new answer's id."""
+    return f"ans_{uuid.uuid4().hex}"
+
+
+def degraded_header(stages: Sequence[str]) -> dict[str, str]:
+    """The header that names the stages left out, where there are some."""
+    return {"X-Degraded": ",".join(stages)} if stages else {}
+
+
+def answer_body(answer: Answer, own_id: str, request_id: str, *, explain: bool) -> dict[str, Any]:
     """The response object of `/ask`."""
     body: dict[str, Any] = {
-        "id": answer_id,
+        "id": own_id,
         "request_id": request_id,
         "status": answer.status,
         "answer": answer.answer,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
 from typing import Any
+
+from fastapi.responses import StreamingResponse
 
 from deployments.errors import bug_problem, problem
 from rag.errors import RagError
@@ -37,10 +39,46 @@ def event_name_and_data(event: Event) -> tuple[str, dict[str, Any]]:
             raise ValueError("Done carries the response object, which the ingress makes")
 
 
+async def begin(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The same events, once the first piece of the answer is there: only then is the HTTP status decided.
+
+    Raises what they raise before, so that it can still be a response of its own.
+    """
+    first: list[Event] = []
+    async with AsyncExitStack() as unless_answered:
+        unless_answered.push_async_callback(events.aclose)
+        async for event in events:
+            first.append(event)
+            if len(first) > 1:  # Retrieved, then the first Token
+                break
+        unless_answered.pop_all()  # from here on the response closes them
+    return _chain(first, events)
+
+
+async def _chain(first: list[Event], rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    async with aclosing(rest):
+        for event in first:
+            yield event
+        async for event in rest:
+            yield event
+
+
+def event_stream(encoded: AsyncGenerator[str, None]) -> StreamingResponse:
+    """The response that carries what was encoded, with a comment for every silence."""
+    return StreamingResponse(
+        with_comments(encoded), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+def encode_data(content: dict[str, Any], before: str = "") -> str:
+    """An event on the wire that carries JSON; `before` are its other lines."""
+    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"{before}data: {text}\n\n"
+
+
 def encode_event(number: int, name: str, data: dict[str, Any]) -> str:
     """One event on the wire; `number` is its id within the stream, from 1."""
-    text = json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)
-    return f"id: {number}\nevent: {name}\ndata: {text}\n\n"
+    return encode_data(data, f"id: {number}\nevent: {name}\n")
 
 
 async def encode_events(

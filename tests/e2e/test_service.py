@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
+from huggingface_hub import InferenceClient
 
 from eval.citations import document_text, faults
 
@@ -174,6 +176,23 @@ def test_a_stream_joined_is_the_answer(service: Service) -> None:
     assert shown.returncode == 0, shown.stderr
     assert ANSWERABLE[0]["phrase"] in shown.stdout
     assert ANSWERABLE[0]["source"] in shown.stdout
+
+
+def test_openai_s_client_and_another_chat_with_the_documents(service: Service) -> None:
+    messages: Any = [{"role": "user", "content": ANSWERABLE[0]["question"]}]
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300) as sdk:
+        models = [model.id for model in sdk.models.list()]
+        whole = sdk.chat.completions.create(model="rag", messages=messages, temperature=0)
+    other = InferenceClient(base_url=f"{service.url}/v1", api_key="none", timeout=300)
+    pieces = list(other.chat.completions.create(model="rag", messages=messages, temperature=0, stream=True))
+    assert models == ["rag", service.ask(ANSWERABLE[0]["question"])["model"]]
+    assert whole.model_extra is not None
+    assert faults(whole.model_extra["rag"]) == []
+    for note in whole.choices[0].message.annotations or []:
+        assert Path(note.url_citation.url).name == ANSWERABLE[0]["source"]
+    texts = [whole.choices[0].message.content, "".join(one.choices[0].delta.content or "" for one in pieces)]
+    assert all(ANSWERABLE[0]["phrase"] in str(text) for text in texts)
+    assert whole.choices[0].message.annotations
 
 
 def test_ingesting_again_changes_nothing_and_a_changed_file_replaces_its_chunks(

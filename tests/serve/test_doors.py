@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from huggingface_hub import InferenceClient
 
 from deployments.launch import SLOW_PROXY, running_service
 from rag.config import Settings, load_settings
@@ -292,14 +294,54 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(client: ht
             assert "eleven hours" in response.json()["answer"]
 
 
+def test_openai_s_client_and_another_get_the_same_answer(client: httpx.Client) -> None:
+    question = "How many characters may a question have?"
+    messages: Any = [{"role": "user", "content": question}]
+    url = str(client.base_url.join("/v1"))
+    answer = ask(client, question).json()
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as sdk:
+        models = [model.id for model in sdk.models.list()]
+        whole = sdk.chat.completions.create(model="rag", messages=messages)
+        pieces = list(sdk.chat.completions.create(model="rag", messages=messages, stream=True))
+        with pytest.raises(openai.NotFoundError) as refused:
+            sdk.chat.completions.create(model="rag/nope", messages=messages)
+    other = InferenceClient(base_url=url, api_key="none")
+    again = other.chat.completions.create(model="rag", messages=messages)
+    streamed = list(other.chat.completions.create(model="rag", messages=messages, stream=True))
+    assert models[:1] == ["rag"]
+    assert whole.model_extra is not None
+    assert whole.model_extra["rag"]["citations"] == answer["citations"]
+    assert "rag ingest" in refused.value.message
+    texts = [whole.choices[0].message.content, again.choices[0].message.content]
+    texts += ["".join(piece.choices[0].delta.content or "" for piece in found) for found in (pieces, streamed)]
+    assert texts == [answer["answer"]] * 4
+
+
+def test_openai_s_client_waits_for_a_place_as_long_as_it_is_told(client: httpx.Client) -> None:
+    messages: Any = [{"role": "user", "content": "How long does the slow lamp burn?"}]
+    with openai.OpenAI(base_url=str(client.base_url.join("/v1")), api_key="none", max_retries=8) as sdk:
+
+        def complete(_: int) -> str | None:
+            return sdk.chat.completions.create(model="rag", messages=messages).choices[0].message.content
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(complete, range(4)))  # one of them is over the queue at first
+    assert all("eleven hours" in str(answer) for answer in answers)
+
+
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("pause_s", [0, 0.05], ids=["one_packet", "body_apart"])
 def test_a_client_that_goes_away_stops_the_generation(
-    client: httpx.Client, settings: Settings, stream: bool, pause_s: float
+    client: httpx.Client, settings: Settings, path: str, stream: bool, pause_s: float
 ) -> None:
     known = len(log_lines(settings))
-    body = json.dumps({"question": "How long does the slow lamp burn?", "stream": stream}).encode()
-    head = f"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    question = "How long does the slow lamp burn?"
+    asked: dict[str, Any] = {"question": question}
+    if path != "/ask":
+        asked = {"model": "rag", "messages": [{"role": "user", "content": question}]}
+    body = json.dumps({**asked, "stream": stream}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", settings.serve.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Where the body comes in a packet of its own, HAProxy may splice it and then does not see the client leave.

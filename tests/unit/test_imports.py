@@ -114,6 +114,7 @@ LIBRARIES = {
         "rag.step_settings",
         "deployments.schemas",
         "deployments.document_schemas",
+        "deployments.openai_schemas",
         "deployments.intake",
     },
     "python_multipart": {"deployments.multipart"},
