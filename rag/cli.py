@@ -191,6 +191,28 @@ def search(
         say(f"left out: {', '.join(found['degraded'])}")
 
 
+@main.command()
+@settings_options
+@url_option
+@click.option("--http", is_flag=True, help="Over HTTP at /mcp, not over stdin and stdout.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --http: address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8765, show_default=True, help="With --http.")
+@click.pass_context
+@edge
+def mcp(context: click.Context, url: str | None, http: bool, host: str, port: int) -> None:
+    """An MCP server with the tools ask and search, over a running service."""
+    from rag.client import ServiceClient
+    from rag.mcp_server import HTTP_PATH, create_server, serve_http
+
+    service = find_url(context, url)
+    server = create_server(ServiceClient(service))
+    if not http:
+        server.run("stdio")
+        return
+    say(f"MCP at http://{host}:{port}{HTTP_PATH} for the service at {service}; stop with Ctrl-C")
+    serve_http(server, host, port)
+
+
 main.add_command(documents)
 main.add_command(collections)
 main.add_command(evaluation)

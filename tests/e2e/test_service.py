@@ -20,6 +20,7 @@ import openai
 import psutil
 import pytest
 from huggingface_hub import InferenceClient
+from mcp import Client, StdioServerParameters, stdio_client
 
 from eval.citations import document_text, faults
 
@@ -193,6 +194,18 @@ def test_openai_s_client_and_another_chat_with_the_documents(service: Service) -
     texts = [whole.choices[0].message.content, "".join(one.choices[0].delta.content or "" for one in pieces)]
     assert all(ANSWERABLE[0]["phrase"] in str(text) for text in texts)
     assert whole.choices[0].message.annotations
+
+
+async def test_an_application_asks_by_mcp(service: Service) -> None:
+    started = StdioServerParameters(command=RAG, args=["mcp", "--url", service.url], env=service.environment)
+    async with Client(stdio_client(started)) as client:
+        answered = await client.call_tool("ask", {"question": ANSWERABLE[0]["question"]})
+        found = await client.call_tool("search", {"query": ANSWERABLE[0]["question"], "top_k": 3})
+    assert answered.structured_content is not None
+    assert found.structured_content is not None
+    assert faults(answered.structured_content) == []
+    assert ANSWERABLE[0]["phrase"] in answered.structured_content["answer"]
+    assert len(found.structured_content["hits"]) == 3
 
 
 def test_ingesting_again_changes_nothing_and_a_changed_file_replaces_its_chunks(

@@ -79,11 +79,12 @@ RAG = {
     "listing": {"types", "errors"},
     # the command
     "client": {"errors"},
+    "mcp_server": {"client", "errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
-    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "metadata", "models"},
+    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
@@ -112,6 +113,7 @@ LIBRARIES = {
     "pydantic": {
         "rag.config",
         "rag.step_settings",
+        "rag.mcp_server",
         "deployments.schemas",
         "deployments.document_schemas",
         "deployments.openai_schemas",
@@ -123,6 +125,7 @@ LIBRARIES = {
     "yaml": {"rag.config"},
     "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents", "rag.cli_eval"},
     "httpx": {"rag.client"},
+    "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},
     "pypdf": {"ingest.read_pdf"},
     "pypdfium2": {"ingest.read_image"},
