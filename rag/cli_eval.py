@@ -107,6 +107,50 @@ def retrieval_command(
     say(f"report: {out}")
 
 
+@evaluation.command("answers")
+@settings_options
+@click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/eval/answers"),
+    show_default=True,
+    help="Where the report goes.",
+)
+@click.option("--pool", is_flag=True, help="Ask over the documents of all sets as one corpus.")
+@click.option(
+    "--questions",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="With an answer, of each set at most; half as many without one.",
+)
+@click.option("--no-llm", is_flag=True, help="Measure extracted answers only.")
+@_json_option
+@click.pass_context
+@edge
+def answers_command(
+    context: click.Context,
+    datasets: tuple[str, ...],
+    out: Path,
+    pool: bool,
+    questions: int,
+    no_llm: bool,
+    as_json: bool,
+) -> None:
+    """Answers and citations over DATASET... that name their answers, beside the LLM and the evidence alone."""
+    check_libraries(*_MEASURES)
+    from eval.answers import evaluate_answers, format_answers
+
+    settings = read_settings(context)
+    report = evaluate_answers(datasets, settings, out, say, pool=pool, questions=questions, llm=not no_llm)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(format_answers(report), nl=False)
+    say(f"report: {out}")
+
+
 @evaluation.command("generate")
 @settings_options
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))

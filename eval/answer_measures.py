@@ -1,0 +1,104 @@
+"""Whether answers are right and what their citations are worth, against gold phrases. Pure.
+
+A text holds a phrase when it does after SQuAD's normalisation (Rajpurkar et al. 2016: lower case, without punctuation
+and articles), as whole words; a phrase in Hangul, whose words carry particles, anywhere in it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from eval.metrics import estimate
+
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+_HANGUL = re.compile(r"[가-힣]")
+_MARKERS = re.compile(r"\s*\[\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class GoldQuestion:
+    """A question and the phrases of which a right answer holds one; without any the documents hold no answer."""
+
+    text: str
+    phrases: tuple[str, ...]
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.phrases)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one way of answering wrote: an answer, or none where it abstained; and the quotes that it cites."""
+
+    answer: str | None
+    quotes: tuple[str, ...] = ()
+
+
+def holds_phrase(text: str, phrases: Sequence[str]) -> bool:
+    """Whether the text holds one of the phrases; markers such as [1] are no part of it."""
+    plain = f" {_normalise(_MARKERS.sub('', text))} "
+    for phrase in phrases:
+        wanted = _normalise(phrase)
+        if wanted and (wanted in plain if _HANGUL.search(wanted) else f" {wanted} " in plain):
+            return True
+    return False
+
+
+def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written]) -> dict[str, Any]:
+    """The figures of one way of answering; None where nothing is there to count.
+
+    right               answerable questions whose answer holds a gold phrase, abstentions counted as wrong; with its
+                        95 % interval
+    abstained           answerable questions without an answer
+    refused             unanswerable questions without an answer
+    wrong_of_answered   of all answers, those that hold no gold phrase
+    citation_precision  of the quotes cited for answerable questions, those that hold a gold phrase
+    citation_recall     of the right answers, those that cite a quote which holds one
+    quote_chars         median length of a quote in characters
+    """
+    pairs = list(zip(questions, written, strict=True))
+    asked = [(question, given) for question, given in pairs if question.answerable]
+    without = [given for question, given in pairs if not question.answerable]
+    right = [_is_right(question, given) for question, given in asked]
+    cited = [holds_phrase(quote, question.phrases) for question, given in asked for quote in given.quotes]
+    backed = [
+        any(holds_phrase(quote, question.phrases) for quote in given.quotes)
+        for question, given in asked
+        if _is_right(question, given)
+    ]
+    answered = [_is_right(question, given) for question, given in pairs if given.answer is not None]
+    lengths = [len(quote) for _, given in pairs for quote in given.quotes]
+    return {
+        "answerable": len(asked),
+        "unanswerable": len(without),
+        "right": asdict(estimate(np.array(right, dtype=np.float64))) if right else None,
+        "abstained": _share(given.answer is None for _, given in asked),
+        "refused": _share(given.answer is None for given in without),
+        "wrong_of_answered": _share(not one for one in answered),
+        "citation_precision": _share(iter(cited)),
+        "citation_recall": _share(iter(backed)),
+        "quote_chars": median(lengths) if lengths else None,
+    }
+
+
+def _is_right(question: GoldQuestion, given: Written) -> bool:
+    return given.answer is not None and holds_phrase(given.answer, question.phrases)
+
+
+def _share(values: Iterator[bool]) -> float | None:
+    known = list(values)
+    return sum(known) / len(known) if known else None
+
+
+def _normalise(text: str) -> str:
+    folded = unicodedata.normalize("NFC", text).casefold()
+    plain = "".join(" " if unicodedata.category(char)[0] in "PS" else char for char in folded)
+    return " ".join(_ARTICLE.sub(" ", plain).split())

@@ -1,0 +1,125 @@
+"""`rag eval answers`: gold phrases, what is counted, and the three ways of answering over small steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.answer_measures import GoldQuestion, Written, holds_phrase, measure_answers
+from eval.answers import ask_all, format_answers, read_gold, sample_gold, ways
+from rag.errors import InputError, StageError
+from rag.types import GeneratedText
+from tests.pipeline_fakes import ScriptedLLM, WordScorer, make_search, make_settings, make_steps, says
+
+PORT = GoldQuestion("Which port does the service listen on?", ("8000",))
+NOWHERE = GoldQuestion("Zebra quagga okapi?", ())
+SAID = "The service listens on port 8000."
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "held"),
+    [
+        pytest.param("It is port 8000. [1]", "8000", True, id="word"),
+        pytest.param("It is port 80001.", "8000", False, id="part_of_a_word"),
+        pytest.param("The Duke of  Normandy!", "duke of normandy", True, id="case_spaces_punctuation"),
+        pytest.param("a tower", "the tower", True, id="articles"),
+        pytest.param("It is [1] one.", "1", False, id="marker"),
+        pytest.param("서울특별시는 크다.", "서울특별시", True, id="particle"),
+        pytest.param("서울은 크다.", "부산", False, id="another"),
+        pytest.param("anything", "!", False, id="nothing_left_of_the_phrase"),
+        pytest.param("Cafe\u0301 Noir", "café noir", True, id="composed"),
+    ],
+)
+def test_whether_a_text_holds_a_phrase(text: str, phrase: str, held: bool) -> None:
+    assert holds_phrase(text, [phrase]) is held
+    assert holds_phrase(text, ["zzz", phrase]) is held
+
+
+def test_what_is_counted_of_five_answers() -> None:
+    questions = [PORT, PORT, PORT, PORT, NOWHERE, NOWHERE]
+    written = [
+        Written("It is 8000. [1]", ("port 8000",)),  # right, backed
+        Written("It is 8000. [1]", ("another port",)),  # right, its quote holds nothing
+        Written("It is 9000. [1]", ("port 8000", "x")),  # wrong, though it cites the right quote
+        Written(None),
+        Written("It is a zebra. [1]", ("zebra",)),
+        Written(None),
+    ]
+    found = measure_answers(questions, written)
+    assert (found["answerable"], found["unanswerable"]) == (4, 2)
+    assert found["right"]["mean"] == 0.5
+    assert (found["abstained"], found["refused"]) == (0.25, 0.5)
+    assert found["wrong_of_answered"] == 0.5  # of four, 9000 and the zebra
+    assert found["citation_precision"] == 0.5  # of four quotes cited for questions with an answer
+    assert found["citation_recall"] == 0.5
+    assert found["quote_chars"] == 9
+    assert found["right"]["low"] < 0.5 < found["right"]["high"]
+
+
+def test_what_is_not_there_is_not_counted() -> None:
+    found = measure_answers([NOWHERE], [Written(None)])
+    assert [found[name] for name in ("right", "abstained", "wrong_of_answered", "citation_precision")] == [None] * 4
+    assert found["refused"] == 1.0
+
+
+def test_gold_of_a_folder_and_of_a_squad_file(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    assert read_gold(str(folder)) == []
+    queries = [{"_id": "q0", "text": PORT.text}, {"_id": "q1", "text": NOWHERE.text}]
+    answers = [{"_id": "q0", "answers": ["8000"]}, {"_id": "q1", "answers": [], "unanswerable": True}]
+    for name, rows in (("queries", queries), ("answers", answers)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read_gold(str(folder)) == [PORT, NOWHERE]
+    asked = [
+        {"id": "a", "question": PORT.text, "answers": [{"text": "8000"}, {"text": "8000"}]},
+        {"id": "b", "question": NOWHERE.text, "answers": [], "is_impossible": True},
+    ]
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": asked}]}]}))
+    assert read_gold(str(file)) == [PORT, NOWHERE]
+    (folder / "answers.jsonl").write_text('{"_id": "q9", "answers": []}', encoding="utf-8")
+    with pytest.raises(InputError, match="KeyError: 'q9'"):
+        read_gold(str(folder))
+
+
+def test_a_sample_has_half_as_many_without_an_answer() -> None:
+    questions = [GoldQuestion(str(number), ("x",) if number % 2 else ()) for number in range(40)]
+    chosen = sample_gold(questions, 6)
+    assert [one.answerable for one in chosen] == [True] * 6 + [False] * 3
+    assert chosen == sample_gold(questions, 6)
+    assert len(sample_gold(questions, 100)) == 40
+
+
+async def test_each_way_writes_what_it_is_named_for() -> None:
+    llm = says(SAID)
+    found = ways(make_steps(llm), make_settings(), "default")
+    served, extracted, alone = [await ask_all([PORT, NOWHERE], found[way]) for way in ("served", "extracted", "llm")]
+    assert served == [Written(f"{SAID} [1]", (SAID,)), Written(None)]
+    assert extracted[0].quotes == (SAID,)
+    assert extracted[1] == Written(None)
+    assert [one.answer for one in alone] == [f"{SAID} "] * 2  # it never says that it does not know
+    assert len(llm.calls) == 3
+
+
+async def test_a_stage_that_is_left_out_is_an_error_and_no_figure() -> None:
+    broken = ways(make_steps(ScriptedLLM([StageError("generate", "gone")])), make_settings(), "default")
+    with pytest.raises(StageError, match="left out"):
+        await broken["served"](PORT)
+    deaf = make_search(score=WordScorer(StageError("rerank", "gone")))
+    with pytest.raises(StageError):
+        await ways(make_steps(ScriptedLLM([GeneratedText("x")]), deaf), make_settings(), "default")["extracted"](PORT)
+
+
+def test_the_table_has_a_line_for_each_set_and_way() -> None:
+    measured = measure_answers([PORT, NOWHERE], [Written(SAID, (SAID,)), Written(None)])
+    report = {
+        "commit": "abc",
+        "hardware": {"cpu_model": "C", "cpu_count_usable": 2},
+        "sets": [{"set": "ports", "documents": 4, "way": "served"} | measured],
+    }
+    lines = format_answers(report).splitlines()
+    cells = ["ports", "4", "served", "1", "/", "1", "1.000", "(1.000-1.000)", "0", "0", "1", "1", "1", "33"]
+    assert lines[-1].split() == cells
