@@ -42,7 +42,7 @@ from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, split_sentences
-from rag.types import Answer, Citation, CountTokens, Generate, Hit, Question, SearchResult, Span, Stage, Usage
+from rag.types import Answer, Citation, CountTokens, Generate, Hit, Passage, Question, SearchResult, Span, Stage, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,10 @@ class _Flow:
             self.clock.leave_out("generate")
 
     def _prepare(self) -> Evidence:
-        """The prompt, and its passages' sentences. Tokenising and analysing take too long for an event loop."""
+        """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
+
+        A passage for which the prompt has no room may still hold the answer, or the proof of one.
+        """
         self.prompt = build_prompt(
             self.question.text,
             self.hits,
@@ -248,7 +251,11 @@ class _Flow:
             count_tokens=self.steps.count_tokens,
             settings=self.settings.prompt,
         )
-        return split_evidence(self.prompt.passages, self.query, split_sentences, self.steps.terms)
+        shown = self.prompt.passages
+        known = {passage.hit.chunk.chunk_id for passage in shown}
+        others = [hit for hit in self.hits if hit.chunk.chunk_id not in known]
+        passages = [*shown, *(Passage(marker, hit) for marker, hit in enumerate(others, start=len(shown) + 1))]
+        return split_evidence(passages, self.query, split_sentences, self.steps.terms)
 
     def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
         """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""

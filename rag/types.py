@@ -203,7 +203,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A hit placed in the prompt under its marker `[n]`, n from 1."""
+    """A hit that an answer may cite under its marker `[n]`, n from 1: those in the prompt first, then the others."""
 
     marker: int
     hit: Hit

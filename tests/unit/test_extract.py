@@ -91,7 +91,7 @@ def test_relevance_weighs_rare_terms_more() -> None:
     evidence = evidence_of("Ray waits. Ray listens.", question="Where does Ray listen?")
     relevance = question_relevance(evidence, rows([0.4, 0.4]))
     common, rare = math.log1p(2 / 2), math.log1p(2 / 1)
-    expected = [(0.4 + common / (common + rare)) / 2, (0.4 + 1.0) / 2]
+    expected = [0.75 * 0.4 + 0.25 * common / (common + rare), 0.75 * 0.4 + 0.25]
     assert relevance[0].tolist() == pytest.approx(expected)
 
 
@@ -100,14 +100,14 @@ def test_a_term_of_the_heading_counts_half() -> None:
     evidence = evidence_of("Ray takes 8000.", question=question, heading="Port")
     (plain,) = question_relevance(evidence_of("Ray takes 8000.", question=question), rows([0.0]))
     (below,) = question_relevance(evidence, rows([0.0]))
-    assert plain.tolist() == pytest.approx([0.5])  # only "ray" is known, and held
+    assert plain.tolist() == pytest.approx([0.25])  # only "ray" is known, and held
     # One sentence: "ray" and "port" are equally rare.
-    assert below.tolist() == pytest.approx([(1 + 0.5) / 2 / 2])
+    assert below.tolist() == pytest.approx([(1 + 0.5) / 2 / 4])
 
 
-def test_relevance_without_a_shared_term_is_half_the_similarity() -> None:
+def test_relevance_without_a_shared_term_is_three_quarters_of_the_similarity() -> None:
     evidence = evidence_of("Disks are slow.", question="Which port?")
-    assert question_relevance(evidence, rows([0.6]))[0].tolist() == pytest.approx([0.3])
+    assert question_relevance(evidence, rows([0.6]))[0].tolist() == pytest.approx([0.45])
 
 
 @pytest.mark.parametrize(

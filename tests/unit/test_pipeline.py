@@ -21,6 +21,7 @@ from tests.pipeline_fakes import (
     DOCUMENTS,
     FINISHED,
     ScriptedLLM,
+    WordScorer,
     make_search,
     make_settings,
     make_steps,
@@ -177,6 +178,23 @@ async def test_without_a_supported_sentence_the_answer_is_the_evidence(
     assert given.answer.startswith(f"{RIGHT} [1]")
     assert given.unsupported == ()
     assert given.citations[0].quote == RIGHT
+
+
+async def test_a_passage_for_which_the_prompt_had_no_room_still_gives_the_answer() -> None:
+    about = "Which month? The plum is red. The trees stand here. The orchard blooms. "
+    documents = {"a.md": (about + "It is so. " * 30,), "b.md": ("In April, that month, the plum trees bloom.",)}
+    search = make_search(documents, score=WordScorer())
+    settings = make_settings("weak", prompt={"passage_tokens": 64}, evidence={"min_confidence": 0.0})
+    llm = says(WRONG)
+    given = await answer(
+        Question("Which month do the plum trees of the orchard bloom?"), make_steps(llm, search), settings
+    )
+    prompt = llm.calls[0].messages[-1].content
+    (shown,) = {source for source, (text,) in documents.items() if text.strip() in prompt}
+    (hidden,) = documents.keys() - {shown}
+    (citation,) = given.citations
+    assert (given.answer_source, citation.source, citation.marker) == ("extracted", "b.md", 2)
+    assert hidden == "b.md"
 
 
 async def test_a_generate_step_that_fails_when_called_is_left_out() -> None:
