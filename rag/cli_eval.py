@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +15,16 @@ from rag.errors import SettingsError
 STAGES = ("lexical", "dense", "fused", "rerank", "blend")
 _MEASURES = ("ir_measures", "scipy")
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def _out_option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("build/eval", name),
+        show_default=True,
+        help="Where the report goes.",
+    )
 
 
 @click.group("eval")
@@ -51,13 +63,7 @@ def _split_blends(_: click.Context, parameter: click.Parameter, value: str | Non
 @evaluation.command("retrieval")
 @settings_options
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("build/eval/retrieval"),
-    show_default=True,
-    help="Where the report goes.",
-)
+@_out_option("retrieval")
 @click.option("--pool", is_flag=True, help="Measure all sets as one corpus, too.")
 @click.option("--queries", type=click.IntRange(min=1), help="Ask so many of each set at most, the same every time.")
 @click.option(
@@ -110,13 +116,7 @@ def retrieval_command(
 @evaluation.command("answers")
 @settings_options
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("build/eval/answers"),
-    show_default=True,
-    help="Where the report goes.",
-)
+@_out_option("answers")
 @click.option("--pool", is_flag=True, help="Ask over the documents of all sets as one corpus.")
 @click.option(
     "--questions",
