@@ -21,12 +21,13 @@ async def open_llm(settings: Settings) -> AsyncIterator[Generate]:
     The engine ends with it.
     """
     # Read by vLLM when it is imported and when its engine starts; as deployments.generator sets them.
-    os.environ |= {
+    for name, value in {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.generator.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    }
+    }.items():
+        os.environ.setdefault(name, value)
     from transformers import AutoTokenizer
     from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -53,7 +53,7 @@ def run(*arguments: str | Path) -> Result:
     return result
 
 
-def test_a_set_is_ingested_once_measured_in_every_stage_and_compared(folder: Path, tmp_path: Path) -> None:
+def test_a_set_is_ingested_once_and_measured_compared_and_asked_over(folder: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     made = run("retrieval", folder, "--out", first)
     assert "4 chunks" in made.stderr
@@ -74,14 +74,12 @@ def test_a_set_is_ingested_once_measured_in_every_stage_and_compared(folder: Pat
     compared = json.loads(run("compare", first, first, "--json").stdout)["comparisons"]
     assert [one["stage"] for one in compared][:2] == ["served", "lexical"]
     assert {found["p_value"] for one in compared for found in one["measures"].values()} == {1.0}
-
-
-def test_answers_without_the_llm_are_measured_against_their_gold_phrases(folder: Path, tmp_path: Path) -> None:
+    # In the same store, since each of its own takes a server's start.
     gold = {"q1": ["8000"], "q2": ["April"], "q3": ["서울"]}
     rows = [json.dumps({"_id": query, "answers": phrases}) for query, phrases in gold.items()]
     (folder / "answers.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    report = json.loads(run("answers", folder, "--no-llm", "--out", tmp_path / "out", "--json").stdout)
-    (extracted,) = report["sets"]
+    answered = run("answers", folder, "--no-llm", "--out", tmp_path / "out", "--json")
+    (extracted,) = json.loads(answered.stdout)["sets"]
     assert (extracted["way"], extracted["answerable"], extracted["unanswerable"]) == ("extracted", 3, 0)
     assert extracted["right"]["mean"] >= 2 / 3
     assert extracted["citation_precision"] >= 2 / 3

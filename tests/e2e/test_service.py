@@ -34,6 +34,7 @@ START_S = 600  # against hanging; a busy machine has taken more than 240
 # What an answer is made of must not hang on how fast the machine is today: four questions at once, beside another
 # process of tests, took the LLM more than 45 s where it computes in float32.
 PATIENT = {
+    "RAG_GENERATOR__MAX_TOKENS": "32",  # a sentence or two: the rest would only be waited for
     "RAG_DEADLINES__TOTAL_S": "270",
     "RAG_DEADLINES__EMBED_S": "20",
     "RAG_DEADLINES__DENSE_S": "20",
