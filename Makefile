@@ -26,13 +26,9 @@ demo: setup ## start the service, ingest examples/corpus, ask examples/questions
 serve: setup ## serve at http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/rag serve --host $(HOST) --port $(PORT)
 
-# Two processes, since most of the time is waiting for servers; one where they would start the same server.
+# More processes than cores, since most of the time is waiting for servers.
 test: setup ## every test that needs no GPU
-	@status=0; \
-	$(PY) -m pytest -m "not gpu and not fixed_ports" --numprocesses 2 --dist loadfile --no-loadscope-reorder tests \
-	  || status=$$?; \
-	$(PY) -m pytest -m "not gpu and fixed_ports" tests || status=$$?; \
-	exit $$status
+	@$(PY) -m pytest -m "not gpu" --numprocesses 3 --no-loadscope-reorder tests
 
 test-fast: setup ## unit tests only: no models, no Ray; on every core
 	@$(PY) -m pytest --numprocesses auto tests/unit

@@ -107,7 +107,13 @@ def stored_rows(uri: str, collection: str) -> list[dict[str, Any]]:
 
 def compare_rows(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> None:
     """Raises AssertionError unless both are the same, row by row."""
-    assert [row["chunk_id"] for row in found] == [row["chunk_id"] for row in wanted]
+    ids, wanted_ids = ([row["chunk_id"] for row in rows] for rows in (found, wanted))
+    differing = set(ids) ^ set(wanted_ids)
+    assert ids == wanted_ids, (
+        f"{len(ids)} rows in place of {len(wanted_ids)}; "
+        f"too many: {[(row['source'], row['ordinal']) for row in found if row['chunk_id'] in differing]}, "
+        f"missing: {[(row['source'], row['ordinal']) for row in wanted if row['chunk_id'] in differing]}"
+    )
     for row, other in zip(found, wanted, strict=True):
         assert {**row, "vector": None} == {**other, "vector": None}
         assert np.allclose(row["vector"], other["vector"], atol=1e-5)

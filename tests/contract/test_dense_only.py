@@ -24,8 +24,6 @@ from tests.pipeline_fakes import (
     says,
 )
 
-pytestmark = pytest.mark.fixed_ports
-
 
 @pytest.fixture(scope="module")
 def collection(standalone_uri: str) -> Iterator[str]:

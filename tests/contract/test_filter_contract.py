@@ -28,7 +28,7 @@ from rag.types import StoredChunk
 from tests.filter_fake import matches
 from tests.store_checks import ODD_TEXTS, Store, dense_ids, lexical_ids, row, vector
 
-pytestmark = [pytest.mark.fixed_ports, pytest.mark.usefixtures("lexical")]  # both searches are compared
+pytestmark = pytest.mark.usefixtures("lexical")  # both searches are compared
 
 LANG, YEAR, SCORE = Metadata("lang", "text"), Metadata("year", "integer"), Metadata("score", "number")
 DRAFT, TAGS = Metadata("draft", "boolean"), Metadata("tags", "list")

@@ -30,10 +30,9 @@ from tests.crash import raw_client
 from tests.pipeline_fakes import make_settings
 from tests.search_load import Asking, unit_vectors
 
-pytestmark = [
-    pytest.mark.fixed_ports,
-    pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None, reason="needs milvus-lite: the cpu extra"),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("milvus_lite") is None, reason="needs milvus-lite: the cpu extra"
+)
 
 ROOT = Path(__file__).parents[2]
 OLD = IndexFingerprint("old", 4, True, "", "", splitter="s", analyzer="1")

@@ -28,8 +28,6 @@ from tests.store_checks import (
     vector,
 )
 
-pytestmark = pytest.mark.fixed_ports
-
 # --- collections ---
 
 
