@@ -117,5 +117,6 @@ def test_over_ray_data_the_rows_are_the_same_also_after_a_kill(calm: Ingested) -
     assert psutil.wait_procs(ray, timeout=30)[1] == []  # nothing of Ray is left behind
     again, errors = start(calm.data_dir, calm.folder, "ray", variables=over_ray).communicate(timeout=300)
     assert "over Ray Data" in errors
-    assert json.loads(again)["failures"] == calm.report["failures"], errors
+    assert again, errors  # no report: the run itself failed, and says why
+    assert json.loads(again)["failures"] == calm.report["failures"]
     calm.compare("ray")
