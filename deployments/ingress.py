@@ -46,7 +46,7 @@ from rag.filters import Filter
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Done, Event, Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
-from rag.step_settings import ServeSettings
+from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 
 router = APIRouter()
@@ -180,11 +180,14 @@ class Orchestrator:
     async def warm_up(self) -> dict[str, float]:
         """Answers a question over a passage of our own through every stage. Raises StageError when one is left out.
 
+        Each stage may take all the time there is: a model's first use is its slowest, more so on a busy machine.
         Returns the answer's timings in ms.
         """
         await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
         steps = replace(self._steps, search=replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit))
-        done = await answer(Question(WARM_UP_QUESTION, deadline_s=WARM_UP_DEADLINE_S), steps, self._settings)
+        patient = DeadlineSettings(**dict.fromkeys(DeadlineSettings.model_fields, WARM_UP_DEADLINE_S))
+        settings = self._settings.model_copy(update={"deadlines": patient})
+        done = await answer(Question(WARM_UP_QUESTION), steps, settings)
         if done.degraded:
             raise StageError(done.degraded[0], "left out of the warm-up question")
         return dict(done.timings_ms)

@@ -40,6 +40,7 @@ DOCUMENTS = {
 }
 CLOSED = {"secret.md": "The service listens on port 9999 for the staff alone."}  # to the group staff
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "whole", "1")
+SLOW_S, GENERATE_LIMIT_S = 3.0, 3.5
 
 
 class FakeEmbedder:
@@ -113,11 +114,13 @@ class FakeReranker:
 class FakeGenerator:
     """Repeats the first sentence of the first passage; asked about `slow`, it takes its time; about `broken`, it fails.
 
+    Its first request, the warm-up question, takes longer than any other may, as an engine's on a busy machine.
     What became of each request is appended to `log`.
     """
 
     def __init__(self, log: Path) -> None:
         self._log = log
+        self._is_first = True
 
     async def generate(
         self, messages: list[Message], *, max_tokens: int, temperature: float
@@ -129,7 +132,10 @@ class FakeGenerator:
         self._note("started")
         try:
             if "slow" in question:
-                await asyncio.sleep(3)
+                await asyncio.sleep(SLOW_S)
+            if self._is_first:
+                self._is_first = False
+                await asyncio.sleep(GENERATE_LIMIT_S + 0.5)
             sentence = prompt.split("\n")[1].split(". ")[0] + "."
             for word in sentence.split(" "):
                 await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from huggingface_hub import InferenceClient
 
 from deployments.launch import SLOW_PROXY, running_service
 from rag.config import Settings, load_settings
-from tests.serve.fake_graph import DOCUMENTS, build_fake_app
+from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S, build_fake_app
 
 PROBLEM = "application/problem+json"
 
@@ -30,6 +31,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         profile="embedded",
         data_dir=tmp_path_factory.mktemp("serve"),
         serve={"port": port, "max_inflight": 2, "max_queued": 1, "max_body_bytes": 50_000},
+        deadlines={"generate_s": GENERATE_LIMIT_S},
     )
 
 
@@ -50,13 +52,15 @@ def _no_wait_for_the_proxy() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def client(settings: Settings, said: list[str]) -> Iterator[httpx.Client]:
-    """The service starts with a proxy that Serve does not wait for long enough, as on a busy machine."""
+    """The service starts as on a busy machine: with a proxy that Serve does not wait for long enough, and a warm-up
+    question that takes the LLM longer than a question may."""
     with (
         _no_wait_for_the_proxy(),
         running_service(settings, said.append, build_fake_app) as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         yield client
+    assert "serve-router" not in [thread.name for thread in threading.enumerate()]
 
 
 def ask(client: httpx.Client, question: str, **more: Any) -> httpx.Response:
