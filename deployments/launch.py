@@ -32,7 +32,6 @@ from rag.imports import without_collection
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
-CANCEL_LIMIT_S = 5.0
 SLOW_PROXY = "the HTTP proxy is still starting; is this machine busy?"
 FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -80,7 +79,7 @@ def running_service(
     from ray.serve.exceptions import RayServeException
 
     steps_s: dict[str, float] = {}
-    with _chatter_to(logs / "serve.log") as tell, _running_loop("serve-router") as loop:
+    with _chatter_to(logs / "serve.log") as tell:
 
         def step(name: str, sentence: str, work: Callable[[], Any]) -> Any:
             tell(lambda: say(sentence))
@@ -111,7 +110,7 @@ def running_service(
                 importing.join()
             app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
             step("stages", "starting the stages (embedder, retriever, reranker, LLM, indexer)", lambda: _deploy(app))
-            step("warm_up", "asking the warm-up question", lambda: _warm_up(loop))
+            step("warm_up", "asking the warm-up question", _warm_up)
             url = f"http://{settings.serve.host}:{settings.serve.port}"
             yield Running(url, steps_s, lambda sentence: tell(lambda: say(sentence)))
         finally:
@@ -233,7 +232,7 @@ def _failures() -> str:
     return "; ".join(found)
 
 
-def _warm_up(loop: asyncio.AbstractEventLoop) -> None:
+def _warm_up() -> None:
     from ray import serve
 
     from deployments.errors import call_stage
@@ -244,33 +243,12 @@ def _warm_up(loop: asyncio.AbstractEventLoop) -> None:
             await call_stage("warm-up", lambda: handle.warm_up.remote())
 
     try:
+        # Serve's throughput mode keeps its router on the loop that first used it, for the process's whole life.
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="serve-router", daemon=True).start()
         asyncio.run_coroutine_threadsafe(ask(), loop).result()
     except TimeoutError as error:
         raise StageError("warm-up", f"no answer within {WARM_UP_TIMEOUT_S:g} s") from error
-
-
-@contextmanager
-def _running_loop(name: str) -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own: in its throughput mode Serve keeps its router on the loop that first used
-    it, until Serve is shut down. A thread that Python finds inside Ray when it exits aborts the process."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name=name, daemon=True)
-    thread.start()
-
-    async def cancel_the_rest() -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=CANCEL_LIMIT_S)
-
-    try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(cancel_the_rest(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def _stop(*, own_ray: bool) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -76,7 +78,7 @@ def join_ray(address: str) -> None:
     """
     import ray
 
-    with blaming_the_setting(address) if joined_address() else nullcontext():
+    with blaming_the_setting(address) if joined_address() else nullcontext(), _sigterm_kept():
         check_address(address)
         ray.init(address, log_to_driver=False, logging_level="ERROR")
 
@@ -99,14 +101,27 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
 
     ray_dir.mkdir(parents=True, exist_ok=True)
     drop_old_sessions(ray_dir)
-    ray.init(
-        num_cpus=num_cpus,
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=str(ray_dir),
-    )
+    with _sigterm_kept():
+        ray.init(
+            num_cpus=num_cpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(ray_dir),
+        )
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """ray.init takes SIGTERM twice: with a handler of Python's that exits with 15, and with one beneath it that aborts
+    the process afterwards."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set it, and Ray does not there
+        yield
+        return
+    ours = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, ours)
 
 
 def drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:

@@ -79,7 +79,7 @@ def main() -> int:
         f"\n{len(questions)} questions. Seconds: start {ready - began:.0f}, waiting for ingest {asked - ready:.0f}, "
         f"questions {done - asked:.0f}, stop {time.perf_counter() - done:.0f}"
     )
-    return 0
+    return service.returncode
 
 
 if __name__ == "__main__":

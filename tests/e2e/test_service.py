@@ -109,7 +109,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
     finally:
         tree = [process, *process.children(recursive=True)] if process.is_running() else []
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as a container is stopped; the demo stops it as Ctrl-C does
         try:
             process.wait(60)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +59,6 @@ def client(settings: Settings, said: list[str]) -> Iterator[httpx.Client]:
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         yield client
-    assert "serve-router" not in [thread.name for thread in threading.enumerate()]
 
 
 def ask(client: httpx.Client, question: str, **more: Any) -> httpx.Response:
