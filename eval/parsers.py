@@ -98,7 +98,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    pages = read_pages(Path(arguments[0]))
+    try:
+        pages = read_pages(Path(arguments[0]))
+    except FileNotFoundError as error:
+        print(f"{error.filename} is not there; name the folder that holds ground-truth.json and html/", file=sys.stderr)
+        return 2
     print(f"{len(pages)} pages\n{'library':<20}{'token F1':>10}{'empty':>8}{'seconds':>10}")
     report = {}
     for name in LIBRARIES:
