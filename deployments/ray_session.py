@@ -120,8 +120,10 @@ def _sigterm_kept() -> Iterator[None]:
         yield
         return
     ours = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, ours)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def drop_old_sessions(ray_dir: Path, keep: int = 3) -> None:
