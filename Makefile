@@ -12,7 +12,7 @@ KOREAN := $(DATA)/korquad/KorQuAD_v1.0_dev.json
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast check fix bench eval lock
+.PHONY: help setup demo serve test test-slow test-fast check fix bench eval lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,8 +27,11 @@ serve: setup ## serve at http://127.0.0.1:8000 until Ctrl-C
 	@exec .venv/bin/rag serve --host $(HOST) --port $(PORT)
 
 # More processes than cores, since most of the time is waiting for servers.
-test: setup ## every test that needs no GPU
-	@$(PY) -m pytest -m "not gpu" --numprocesses 3 --no-loadscope-reorder tests
+test: setup ## every test that needs no GPU, but those of test-slow
+	@$(PY) -m pytest -m "not gpu and not slow" --numprocesses 3 --no-loadscope-reorder tests
+
+test-slow: setup ## the tests that take minutes: `rag ingest` killed at 30 random instants
+	@$(PY) -m pytest -m slow tests
 
 test-fast: setup ## unit tests only: no models, no Ray; on every core
 	@$(PY) -m pytest --numprocesses auto tests/unit

@@ -1,7 +1,7 @@
 """A corpus that changes, and what a collection of Milvus holds in the end. As a program: an ingest that can be killed.
 
 `python -m tests.crash DATA_DIR COLLECTION FOLDER` is `rag ingest FOLDER --prune` with the hash embedder, which needs no
-seconds to load. It prints "ready" before it opens the store.
+seconds to load. It prints "ready" on stderr before it opens the store.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 from pymilvus import MilvusClient
 
 from ingest.journal import open_journal
-from ingest.pipeline import IngestReport, ingest_documents
+from ingest.pipeline import ingest_documents
 from ingest.prepare import prepare_here
-from rag.config import Settings, load_settings
+from rag.config import load_settings
 from rag.connect import open_store
 from rag.milvus import CHANNEL_OPTIONS
-from rag.store import MilvusStore
 from rag.types import IndexFingerprint
 from tests.fakes import HashEmbedder
 from tests.ingest_fakes import count_words
@@ -30,12 +29,8 @@ WORDS = ("apple", "pear", "plum", "fig", "date", "kiwi", "lime", "melon", "grape
 FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "splitter", "analyzer")
 Corpus = dict[str, str]
 
-
-def crash_settings(data_dir: Path | str) -> Settings:
-    """Small chunks and batches, so that a run makes many writes."""
-    return load_settings(
-        data_dir=data_dir, chunk={"max_tokens": 24, "overlap_tokens": 0}, ingest={"embed_batch": 8}, profile="embedded"
-    )
+# Small chunks and batches, so that a run makes many writes.
+VARIABLES = {"RAG_CHUNK__MAX_TOKENS": "24", "RAG_CHUNK__OVERLAP_TOKENS": "0", "RAG_INGEST__EMBED_BATCH": "8"}
 
 
 def changing_corpora(seed: int, documents: int, versions: int) -> Iterator[Corpus]:
@@ -70,24 +65,6 @@ def _text(chance: random.Random) -> str:
     return "# " + chance.choice(WORDS) + "\n\n" + "\n\n".join(sentence() for _ in range(chance.randint(1, 6))) + "\n"
 
 
-def ingest(settings: Settings, store: MilvusStore, collection: str, folder: Path) -> IngestReport:
-    """The run that the program makes, in this process."""
-    with open_journal(settings, collection, print) as journal:
-        return ingest_documents(
-            [folder],
-            store=store,
-            journal=journal,
-            embed=HashEmbedder().embed_passages,
-            analyze=str.lower,
-            prepare=prepare_here(settings, count_words),
-            fingerprint=FINGERPRINT,
-            settings=settings,
-            say=print,
-            collection=collection,
-            prune=True,
-        )
-
-
 def raw_client(uri: str) -> MilvusClient:
     """A client beside our store's, with its channel: by pymilvus' own Milvus Lite ends it for too many pings."""
     return MilvusClient(uri, timeout=20, dedicated=True, grpc_options=CHANNEL_OPTIONS)
@@ -120,11 +97,22 @@ def compare_rows(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any
 
 
 def main(data_dir: str, collection: str, folder: str) -> None:
-    settings = crash_settings(data_dir)
-    print("ready", flush=True)
-    with open_store(settings, FINGERPRINT) as store:
-        report = ingest(settings, store, collection, Path(folder))
-    print(report.as_dict())
+    settings = load_settings(data_dir=data_dir)
+    print("ready", file=sys.stderr, flush=True)
+    with open_store(settings, FINGERPRINT) as store, open_journal(settings, collection, print) as journal:
+        ingest_documents(
+            [folder],
+            store=store,
+            journal=journal,
+            embed=HashEmbedder().embed_passages,
+            analyze=str.lower,
+            prepare=prepare_here(settings, count_words),
+            fingerprint=FINGERPRINT,
+            settings=settings,
+            say=print,
+            collection=collection,
+            prune=True,
+        )
 
 
 if __name__ == "__main__":

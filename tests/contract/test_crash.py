@@ -2,23 +2,27 @@
 
 import asyncio
 import importlib.util
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ingest.journal import Journal
+from rag.analyze import analyze
 from rag.embedded_store import EmbeddedServer, ensure_server
 from rag.filters import And
 from rag.store import MilvusStore
 from tests import crash
-from tests.fakes import HashEmbedder
 from tests.ingest_fakes import COLLECTION, DyingJournal, ForgetfulJournal, kill, lay_out, paragraphs
 from tests.ingest_fakes import FINGERPRINT as SMALL
 from tests.ingest_fakes import ingest as ingest_small
@@ -27,8 +31,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None,
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261121
-DOCUMENTS, VERSIONS, KILLS_OF_A_VERSION = 60, 5, 6
-ATTEMPTS_OF_A_KILL = 4
+DOCUMENTS, VERSIONS, KILLS_OF_A_VERSION, KILLS = 60, 30, 6, 30
 SETTLED_S = 30.0
 
 
@@ -43,73 +46,102 @@ def server(data_dir: Path) -> Iterator[EmbeddedServer]:
         yield running
 
 
-def start(data_dir: Path, folder: Path) -> subprocess.Popen[str]:
-    """An ingest into the collection `killed`, about to open the store."""
-    command = [sys.executable, "-m", "tests.crash", str(data_dir), "killed", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    return process
+@dataclass(frozen=True)
+class Program:
+    """An ingest that can be killed, and what it says once all that it does is reading and writing."""
+
+    arguments: Callable[[Path, str, Path], list[str]]  # of data directory, collection and folder
+    about_to_write: str
+    analyze: Callable[[str], str]
+
+    def start(self, data_dir: Path, collection: str, folder: Path) -> tuple[subprocess.Popen[str], float]:
+        """It, about to write or at its end, and the time then."""
+        command = [sys.executable, "-m", *self.arguments(data_dir, collection, folder)]
+        variables = {"RAG_DATA_DIR": str(data_dir), **crash.VARIABLES}
+        environment = {**os.environ, **variables}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(self.about_to_write):
+                break
+        return process, time.monotonic()
+
+    def run(self, data_dir: Path, collection: str, folder: Path) -> float:
+        """Runs it to its end; its seconds since it was about to write."""
+        process, started = self.start(data_dir, collection, folder)
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
+        return time.monotonic() - started
 
 
-async def found(store: MilvusStore, collection: str) -> list[list[tuple[str, float]]]:
+COMMAND = Program(
+    lambda _, collection, folder: ["rag.cli", "ingest", str(folder), "--collection", collection, "--prune"],
+    "loading the embedder",
+    analyze,
+)
+SMALL_EMBEDDER = Program(
+    lambda data_dir, collection, folder: ["tests.crash", str(data_dir), collection, str(folder)], "ready", str.lower
+)
+
+
+async def found(store: MilvusStore, collection: str, vectors: Sequence[Any], words: Sequence[str]) -> list[Any]:
     """What some searches give: chunk ids with scores, best first."""
-    results = []
-    for query in ("apple pear", "kiwi", "quince guava papaya plum", "olive date melon"):
-        vector = HashEmbedder().encode([query], "query")[0]
-        for result in (
-            await store.dense_search(collection, vector, 10),
-            await store.lexical_search(collection, query, 10),
-        ):
-            results.append([(hit.chunk.chunk_id, round(hit.score, 4)) for hit in result.hits])
-    return results
+    results = [await store.dense_search(collection, np.asarray(vector, np.float32), 10) for vector in vectors]
+    results += [await store.lexical_search(collection, query, 10) for query in words]
+    return [[(hit.chunk.chunk_id, round(hit.score, 4)) for hit in result.hits] for result in results]
 
 
-async def expect_the_same_found(store: MilvusStore) -> None:
+async def expect_the_same_found(store: MilvusStore, vectors: Sequence[Any], words: Sequence[str]) -> None:
     """Over equal rows one BM25 score was once seen to differ, why is not known: perhaps its statistics, which the rows
     that the killed runs deleted had a part in. So they are given time, and have to agree in the end."""
     deadline = time.monotonic() + SETTLED_S
-    while (killed := await found(store, "killed")) != (calm := await found(store, "calm")):
+    while True:
+        killed, calm = [await found(store, collection, vectors, words) for collection in ("killed", "calm")]
+        assert any(calm)
+        if killed == calm:
+            return
         assert time.monotonic() < deadline, f"{killed} differs from {calm}"
         await asyncio.sleep(0.5)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "program", [SMALL_EMBEDDER, pytest.param(COMMAND, marks=pytest.mark.slow)], ids=["small_embedder", "rag_ingest"]
+)
 async def test_runs_killed_at_random_instants_end_as_those_that_were_left_alone(
-    tmp_path: Path, data_dir: Path, server: EmbeddedServer
+    tmp_path: Path, program: Program
 ) -> None:
     chance = random.Random(SEED)
-    folder, settings = tmp_path / "docs", crash.crash_settings(data_dir)
-    store = MilvusStore(server.uri, timeout_s=20, fingerprint=crash.FINGERPRINT)
+    folder, data_dir = tmp_path / "docs", tmp_path / "data"
     killed = 0
-    for version, corpus in enumerate(crash.changing_corpora(SEED, DOCUMENTS, VERSIONS)):
-        lay_out(folder, corpus)
-        started = time.monotonic()
-        report = crash.ingest(settings, store, "calm", folder)
-        duration_s = time.monotonic() - started
-        assert report.failed == 0
-        for _ in range(KILLS_OF_A_VERSION):
-            reach_s = duration_s
-            for _ in range(ATTEMPTS_OF_A_KILL):
-                process = start(data_dir, folder)
-                await asyncio.sleep(chance.uniform(0, reach_s))
+    with (
+        ensure_server(data_dir, start_timeout_s=30, idle_s=1) as server,
+        closing(MilvusStore(server.uri, timeout_s=20)) as store,
+    ):
+        for version, corpus in enumerate(crash.changing_corpora(SEED, DOCUMENTS, VERSIONS)):
+            lay_out(folder, corpus)
+            duration_s = program.run(data_dir, "calm", folder)
+            for _ in range(KILLS_OF_A_VERSION):
+                process, _ = program.start(data_dir, "killed", folder)
+                await asyncio.sleep(chance.uniform(0, duration_s))
                 process.kill()
                 process.communicate()
-                if process.returncode == -signal.SIGKILL:
-                    killed += 1
-                    break
-                reach_s /= 2  # it ended first: the calm run was slower than this one, or there was nothing left to do
-        if version % 2 and version < VERSIONS - 1:
-            continue  # the next version meets what the killed runs left of this one
-        last = start(data_dir, folder)
-        errors = last.communicate(timeout=120)[1]
-        assert last.returncode == 0, errors
-        wanted = crash.stored_rows(server.uri, "calm")
-        assert len({row["source"] for row in wanted}) == len(corpus)
-        crash.compare_rows(crash.stored_rows(server.uri, "killed"), wanted)
-        await expect_the_same_found(store)
-    await store.aclose()
-    assert killed >= 25
+                if process.returncode != -signal.SIGKILL:
+                    break  # it ended first: there is nothing left to do
+                killed += 1
+            if version % 2 and killed < KILLS:
+                continue  # the next version meets what the killed runs left of this one
+            program.run(data_dir, "killed", folder)
+            wanted = crash.stored_rows(server.uri, "calm")
+            assert len({row["source"] for row in wanted}) == len(corpus)
+            crash.compare_rows(crash.stored_rows(server.uri, "killed"), wanted)
+            queries = ("apple pear", "kiwi", "quince guava papaya plum", "olive date melon")
+            vectors = [row["vector"] for row in wanted[:: len(wanted) // len(queries)]]
+            await expect_the_same_found(store, vectors, [program.analyze(query) for query in queries])
+            if killed >= KILLS:
+                break
+        await store.aclose()
+    assert killed >= KILLS
 
 
 class LiteStore(MilvusStore):
