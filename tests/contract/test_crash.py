@@ -1,6 +1,7 @@
 """Ingests into Milvus Lite that are killed: the rerun ends in the rows of a run that was left alone."""
 
 import asyncio
+import base64
 import importlib.util
 import os
 import random
@@ -22,6 +23,7 @@ from rag.analyze import analyze
 from rag.embedded_store import EmbeddedServer, ensure_server
 from rag.filters import And
 from rag.store import MilvusStore
+from rag.token_vectors import encode_tokens
 from tests import crash
 from tests.ingest_fakes import COLLECTION, DyingJournal, ForgetfulJournal, kill, lay_out, paragraphs
 from tests.ingest_fakes import FINGERPRINT as SMALL
@@ -142,6 +144,24 @@ async def test_runs_killed_at_random_instants_end_as_those_that_were_left_alone(
                 break
         await store.aclose()
     assert killed >= KILLS
+
+
+def row_with(token_vectors: np.ndarray) -> dict[str, Any]:
+    coded = base64.b64encode(encode_tokens(token_vectors)).decode()
+    return {"chunk_id": "a", "source": "a.md", "ordinal": 0, "vector": [1.0] * 384, "token_vectors": coded}
+
+
+def test_rows_are_the_same_also_where_rounding_moved_a_number_of_a_token_vector_to_the_next_level() -> None:
+    vectors = np.random.default_rng(SEED).normal(size=(30, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearly, other = vectors.copy(), vectors[::-1].copy()
+    nearly[3] += 1e-2 * vectors[4]
+    assert row_with(nearly) != row_with(vectors)
+    crash.compare_rows([row_with(nearly)], [row_with(vectors)])
+    with pytest.raises(AssertionError):
+        crash.compare_rows([row_with(other)], [row_with(vectors)])
+    with pytest.raises(AssertionError):
+        crash.compare_rows([row_with(vectors[:29])], [row_with(vectors)])
 
 
 class LiteStore(MilvusStore):
