@@ -8,7 +8,7 @@ every stage's ranking, since a hit keeps the score that each stage gave it:
     dense       cosine similarity of the embedder's vectors
     fused       both, by reciprocal rank fusion
     rerank      the fused candidates by the reranker's score alone, the rest of the fused order behind them
-    blend=B     the candidates by B * rerank + (1 - B) * fused
+    blend=B     the candidates by B * rerank and (1 - B) of the searches' scores
 
 One of the last two is the settings' own, and is what a question gets. A document is ranked by its best chunk.
 """
@@ -108,8 +108,10 @@ class StageRuns:
             self.timings_ms.setdefault(stage, []).append(took_ms)
 
 
-def stage_hits(hits: Sequence[Hit], stages: Sequence[str], blends: Sequence[float]) -> dict[str, list[Hit]]:
-    """Stage -> its hits, best first, of everything that `retrieve` found for a query."""
+def stage_hits(
+    hits: Sequence[Hit], stages: Sequence[str], blends: Sequence[float], dense_share: float
+) -> dict[str, list[Hit]]:
+    """Stage -> its hits, best first, of everything that `retrieve` found for a query; see order_by_blend."""
     fused = ranked_by(hits, "fused")
     reranked = [hit for hit in fused if hit.scores.rerank is not None]
     rest = [hit for hit in fused if hit.scores.rerank is None]
@@ -117,9 +119,11 @@ def stage_hits(hits: Sequence[Hit], stages: Sequence[str], blends: Sequence[floa
     if "fused" in stages:
         found["fused"] = fused
     if "rerank" in stages:
-        found["rerank"] = order_by_blend(reranked, 1.0) + rest
+        found["rerank"] = order_by_blend(reranked, 1.0, dense_share) + rest
     if "blend" in stages:
-        found |= {blend_name(blend): order_by_blend(reranked, blend) + rest for blend in blends if blend < 1}
+        found |= {
+            blend_name(blend): order_by_blend(reranked, blend, dense_share) + rest for blend in blends if blend < 1
+        }
     return found
 
 
@@ -302,7 +306,9 @@ async def measure_stages(
         tell = _Teller(f"{dataset.name}{runs.suffix}", len(dataset.queries), say)
         for query, text in dataset.queries.items():
             result = await search(text)
-            runs.add(query, stage_hits(result.hits, plan.stages, blends), result.timings_ms)
+            runs.add(
+                query, stage_hits(result.hits, plan.stages, blends, settings.reranker.dense_share), result.timings_ms
+            )
             tell()
         found.append(runs)
     return found

@@ -44,42 +44,51 @@ from rag.config import Settings, load_settings
 from rag.errors import RagError
 from rag.fuse import fuse_hits, order_by_blend
 from rag.retrieve import SearchSteps
-from rag.types import Hit
+from rag.types import Hit, Scores
 
 REPORT, TABLES = "sweep.json", "sweep.txt"
-TOP_K = (10, 20, 50, 100, 200)
-RRF_K = (1, 10, 20, 60, 120)
-CANDIDATES = (10, 20, 50, 100)
-BLEND = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
+CONSTANTS: Mapping[str, tuple[float, ...]] = {
+    "top_k": (10, 20, 50, 100, 200),
+    "rrf_k": (1, 10, 20, 120),
+    "candidates": (10, 16, 30, 100),
+    "blend": (0.0, 0.25, 0.35, 0.55, 0.65, 0.75, 1.0),
+    "dense_share": (0.0, 0.25, 0.4, 0.5, 0.7, 0.8, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One choice of the constants; named as in retrieval.top_k, retrieval.rrf_k, reranker.candidates and .blend."""
+    """One choice of the constants; named as in `retrieval` (the first two) and in `reranker`."""
 
     top_k: int
     rrf_k: int
     candidates: int
     blend: float
+    dense_share: float
 
     def order(self, hits: Sequence[Hit]) -> list[Hit]:
         """The order of a query's answer, from every hit of a deeper search, all of them reranked."""
-        lists = [ranked_by(hits, name)[: self.top_k] for name in ("dense", "lexical")]
+        lists = [[_as_found(hit, name) for hit in ranked_by(hits, name)[: self.top_k]] for name in ("dense", "lexical")]
         fused = fuse_hits([found for found in lists if found], rrf_k=self.rrf_k, top_k=2 * self.top_k)
-        return order_by_blend(fused[: self.candidates], self.blend) + fused[self.candidates :]
+        blended = order_by_blend(fused[: self.candidates], self.blend, self.dense_share)
+        return blended + fused[self.candidates :]
+
+
+def _as_found(hit: Hit, search: str) -> Hit:
+    """The hit as one search alone gave it: the other may not have found it, at less depth."""
+    return replace(hit, scores=Scores(**{search: getattr(hit.scores, search)}, rerank=hit.scores.rerank))
 
 
 def served_point(settings: Settings) -> Point:
     """What a question gets."""
-    return Point(
-        settings.retrieval.top_k, settings.retrieval.rrf_k, settings.reranker.candidates, settings.reranker.blend
-    )
+    retrieval, reranker = settings.retrieval, settings.reranker
+    return Point(retrieval.top_k, retrieval.rrf_k, reranker.candidates, reranker.blend, reranker.dense_share)
 
 
 def points_around(served: Point) -> Iterator[tuple[str, Point]]:
     """The served point, then each constant's other values: (the constant, the point)."""
     yield "served", served
-    for name, values in (("top_k", TOP_K), ("rrf_k", RRF_K), ("candidates", CANDIDATES), ("blend", BLEND)):
+    for name, values in CONSTANTS.items():
         for value in values:
             change: dict[str, Any] = {name: value}
             if value != getattr(served, name):
@@ -150,7 +159,7 @@ def format_sweep(report: Mapping[str, Any]) -> str:
     names = list(served["sets"])
     lead = (
         f"commit {report['commit']}; {MAIN_MEASURE} by set; served: "
-        + ", ".join(f"{name} {served[name]}" for name in ("top_k", "rrf_k", "candidates", "blend"))
+        + ", ".join(f"{name} {served[name]}" for name in CONSTANTS)
         + "\n* differs from the served order with p < .05 (paired randomisation, not corrected for their number)"
     )
     rows: list[tuple[object, ...]] = [

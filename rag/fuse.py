@@ -1,9 +1,10 @@
-"""Ranked lists into one, and the blend of two scores into an order. Pure."""
+"""Ranked lists into one, and the blend of several scores into an order. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from statistics import fmean, pstdev
 
 from rag.types import Hit, Scores
 
@@ -34,12 +35,16 @@ def fuse_hits(ranked: Sequence[Sequence[Hit]], *, rrf_k: int, top_k: int) -> lis
     ]
 
 
-def order_by_blend(hits: Sequence[Hit], blend: float) -> list[Hit]:
-    """Reranked hits by `blend * rerank + (1 - blend) * fused`, best first, stable on ties.
+def order_by_blend(hits: Sequence[Hit], blend: float, dense_share: float) -> list[Hit]:
+    """Reranked hits by what reranker and searches say of them, best first, stable on ties.
 
-    Both scores are scaled to 0..1 within `hits` (all equal: 1), and `score` becomes the blend; with `blend` 1.0 it is
-    `scores.rerank` as it stands. A hit without a fused score counts as the lowest. Raises ValueError for a hit that
-    was not reranked.
+    The order is by `blend * rerank + (1 - blend) * (dense_share * dense + (1 - dense_share) * lexical)`, each score
+    standardised over the hits that have it (mean 0, deviation 1): by how much a hit is better counts, which ranks do
+    not tell. A hit that a search did not find counts as the last one that it did; a search without any says nothing,
+    and its share is the other's. `score` is that sum, scaled to 0..1 within `hits` (all equal: 1); with `blend` 1.0 it
+    is `scores.rerank` as it stands. Raises ValueError for a hit that was not reranked.
+    Source: S. Bruch, S. Gai, A. Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023 (convex
+    combination of normalised scores).
     """
     rerank: list[float] = []
     for hit in hits:
@@ -47,10 +52,12 @@ def order_by_blend(hits: Sequence[Hit], blend: float) -> list[Hit]:
             raise ValueError(f"chunk {hit.chunk.chunk_id} has no rerank score; order_by_blend takes reranked hits only")
         rerank.append(hit.scores.rerank)
     if blend < 1.0:
-        known = [hit.scores.fused for hit in hits if hit.scores.fused is not None]
-        lowest = min(known, default=0.0)
-        fused = _scale([lowest if hit.scores.fused is None else hit.scores.fused for hit in hits])
-        scores = [blend * a + (1.0 - blend) * b for a, b in zip(_scale(rerank), fused, strict=True)]
+        dense, lexical = (_standardise([getattr(hit.scores, name) for hit in hits]) for name in ("dense", "lexical"))
+        searches = [
+            dense_share * a + (1.0 - dense_share) * b for a, b in zip(dense or lexical, lexical or dense, strict=True)
+        ]
+        reranked = _standardise(rerank)
+        scores = _scale([blend * a + (1.0 - blend) * b for a, b in zip(reranked, searches or reranked, strict=True)])
     else:
         scores = rerank
     scored = [replace(hit, score=score) for hit, score in zip(hits, scores, strict=True)]
@@ -68,3 +75,12 @@ def _scale(values: Iterable[float]) -> list[float]:
     listed = list(values)
     low, high = min(listed, default=0.0), max(listed, default=0.0)
     return [(value - low) / (high - low) if high > low else 1.0 for value in listed]
+
+
+def _standardise(values: Sequence[float | None]) -> list[float]:
+    """Values to mean 0 and deviation 1, all 0 where they are equal; a missing one becomes the lowest. Of none, none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return []
+    mean, deviation, lowest = fmean(known), pstdev(known), min(known)
+    return [((lowest if value is None else value) - mean) / deviation if deviation else 0.0 for value in values]

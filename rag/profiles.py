@@ -22,8 +22,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "reranker": {
             "kind": "maxsim",
             "languages": ["latin"],
-            "blend": 0.5,
-            "candidates": 16,
+            "blend": 0.45,
+            "candidates": 50,
             "calibration": {"midpoint": 0.48, "slope": 20.0},
         },
         "evidence": _gate("embedded"),

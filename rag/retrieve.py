@@ -165,7 +165,7 @@ async def _rerank(
         replace(hit, scores=replace(hit.scores, rerank=_calibrated(float(score[0, 0]), settings.reranker.calibration)))
         for hit, score in zip(candidates, scores, strict=True)
     ]
-    return order_by_blend(scored, settings.reranker.blend) + rest
+    return order_by_blend(scored, settings.reranker.blend, settings.reranker.dense_share) + rest
 
 
 async def _with_token_vectors(collection: str, hits: list[Hit], fetch: StoredTokenVectors | None) -> list[Hit]:

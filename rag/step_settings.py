@@ -102,9 +102,9 @@ class RerankerSettings(StepSettings):
     """How fused hits are reordered.
 
     `maxsim` ranks by late interaction over the embedder's token vectors, `cross-encoder` by any sentence-transformers
-    CrossEncoder: `model`, and how it computes, are the latter's. The order is by `blend * rerank + (1 - blend) *
-    fused`, both scaled to 0..1 within the candidates. For a question in a language that the model does not
-    understand the fused order stays.
+    CrossEncoder: `model`, and how it computes, are the latter's. The order is by `blend` of its score and the rest of
+    the searches' own, see rag.fuse.order_by_blend. For a question in a language that the model does not understand the
+    fused order stays.
     """
 
     kind: Literal["maxsim", "cross-encoder"] = "maxsim"
@@ -118,6 +118,7 @@ class RerankerSettings(StepSettings):
     candidates: int = Field(20, ge=1, description="fused hits that are reranked")
     top_k: int = Field(5, ge=1, description="hits kept for the prompt")
     blend: float = Field(1.0, ge=0, le=1)
+    dense_share: float = Field(0.6, ge=0, le=1, description="of dense search in what the blend leaves to the searches")
     batch_tokens: int = Field(4096, ge=64)
     batch_wait_s: float = Field(0.005, ge=0)
     threads: int = Field(2, ge=1)

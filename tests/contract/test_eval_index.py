@@ -56,7 +56,7 @@ async def test_documents_are_found_by_their_chunks_in_every_stage(lite_uri: str,
         await store.aclose()
     store.drop_collection("eval_tiny")
     store.close()
-    assert list(runs.rankings) == ["lexical", "dense", "fused", "rerank", "blend=0.5"]
+    assert list(runs.rankings) == ["lexical", "dense", "fused", "rerank", "blend=0.45"]
     assert "q3" not in runs.rankings["dense"]  # Korean, which the embedded profile's embedder does not understand
     found = {document for ranking in runs.rankings["fused"].values() for document in ranking}
     assert found == {"a b", "<plums>", "서울#0"}

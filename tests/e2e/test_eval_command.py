@@ -62,9 +62,9 @@ def test_a_set_is_ingested_once_and_measured_compared_and_asked_over(folder: Pat
     report = json.loads((first / "report.json").read_text(encoding="utf-8"))
     assert report["models"]["embedder"]["weights_sha256"] is not None
     assert report["index"]["index_version"] is not None
-    assert report["served"] == "blend=0.5"
+    assert report["served"] == "blend=0.45"
     measures = {stage["stage"]: stage["measures"] for stage in report["sets"][0]["stages"]}
-    assert list(measures) == ["lexical", "dense", "fused", "rerank", "blend=0.5"]
+    assert list(measures) == ["lexical", "dense", "fused", "rerank", "blend=0.45"]
     # The embedder is asked the two English questions only; the words find all but the one that shares none.
     assert measures["dense"]["Success@1"]["mean"] == pytest.approx(2 / 3)
     assert measures["lexical"]["Success@1"]["mean"] == pytest.approx(2 / 3)

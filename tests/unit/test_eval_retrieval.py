@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def hits_of(stage_scores: list[tuple[float | None, float | None, float | None]])
 @given(st.lists(st.tuples(scores, scores, st.none()), max_size=12))
 def test_a_stage_s_order_is_the_one_that_it_gave(stage_scores: list[tuple[float | None, float | None, None]]) -> None:
     hits = hits_of(stage_scores)
-    found = stage_hits(hits, ("lexical", "dense", "fused"), ())
+    found = stage_hits(hits, ("lexical", "dense", "fused"), (), 0.6)
     assert found["fused"] == hits
     for place, stage in ((0, "dense"), (1, "lexical")):
         known = [(-one[place], f"c{number}") for number, one in enumerate(stage_scores) if one[place] is not None]
@@ -84,11 +85,11 @@ def test_blends_order_the_candidates_and_leave_the_rest_behind(candidates: int, 
     fused = fuse_hits([[make_hit(f"c{number}") for number in range(candidates + rest)]], rrf_k=60, top_k=100)
     generator = np.random.default_rng(candidates)
     reranked = [
-        make_hit(hit.chunk.chunk_id, scores=Scores(fused=hit.scores.fused, rerank=float(generator.choice([0.1, 0.9]))))
+        replace(hit, scores=replace(hit.scores, rerank=float(generator.choice([0.1, 0.9]))))
         for hit in fused[:candidates]
     ]
-    served = order_by_blend(reranked, blend) + fused[candidates:]
-    found = stage_hits(served, STAGES, [blend])
+    served = order_by_blend(reranked, blend, 0.6) + fused[candidates:]
+    found = stage_hits(served, STAGES, [blend], 0.6)
     names = {stage: [hit.chunk.chunk_id for hit in hits] for stage, hits in found.items()}
     stage = "rerank" if blend == 1 else f"blend={blend:g}"
     assert names[stage] == [hit.chunk.chunk_id for hit in served]
@@ -97,7 +98,7 @@ def test_blends_order_the_candidates_and_leave_the_rest_behind(candidates: int, 
         == names["fused"][candidates:]
         == [hit.chunk.chunk_id for hit in fused[candidates:]]
     )
-    assert names["rerank"][:candidates] == [hit.chunk.chunk_id for hit in order_by_blend(reranked, 1.0)]
+    assert names["rerank"][:candidates] == [hit.chunk.chunk_id for hit in order_by_blend(reranked, 1.0, 0.6)]
 
 
 def test_a_document_is_ranked_by_its_best_chunk() -> None:
@@ -107,7 +108,7 @@ def test_a_document_is_ranked_by_its_best_chunk() -> None:
 
 async def test_every_stage_of_the_product_is_measured_in_one_pass() -> None:
     (runs,) = await measure(Plan(blends=(0.25,)))
-    assert list(runs.rankings) == ["lexical", "dense", "fused", "rerank", "blend=0.5", "blend=0.25"]
+    assert list(runs.rankings) == ["lexical", "dense", "fused", "rerank", "blend=0.45", "blend=0.25"]
     assert runs.suffix == ""
     for stage, ranking in runs.rankings.items():
         assert ranking.keys() == QUERIES.keys(), stage

@@ -1,5 +1,6 @@
 """Reciprocal rank fusion and the blend, against values worked out by hand, and their properties."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -22,10 +23,10 @@ RANKED = st.lists(
     st.lists(st.sampled_from("abcdefgh"), unique=True).map(lambda names: [hit(n) for n in names]), max_size=4
 )
 SCORE = st.floats(0, 1, width=32)
-RERANKED = st.lists(st.tuples(SCORE, st.none() | SCORE), max_size=8).map(
-    lambda pairs: [
-        hit(str(place), rerank=rerank) if fused is None else hit(str(place), rerank=rerank, fused=fused)
-        for place, (rerank, fused) in enumerate(pairs)
+RERANKED = st.lists(st.tuples(SCORE, st.none() | SCORE, st.none() | SCORE), max_size=8).map(
+    lambda triples: [
+        replace(hit(str(place)), scores=Scores(rerank=rerank, dense=dense, lexical=lexical))
+        for place, (rerank, dense, lexical) in enumerate(triples)
     ]
 )
 
@@ -78,34 +79,49 @@ def test_fusing_one_list_keeps_its_order(names: list[str]) -> None:
 
 
 def test_blend_by_hand() -> None:
-    hits = [hit("a", rerank=0.9, fused=0.010), hit("b", rerank=0.8, fused=0.030), hit("c", rerank=0.5, fused=0.020)]
-    ordered = order_by_blend(hits, 0.5)
-    # rerank scaled: 1, 0.75, 0; fused scaled: 0, 1, 0.5
-    assert ids(ordered) == ["b", "a", "c"]
-    assert [found.score for found in ordered] == pytest.approx([0.875, 0.5, 0.25])
-    assert ordered[0].scores == Scores(rerank=0.8, fused=0.030)
+    hits = [
+        hit("a", rerank=0.9, dense=0.2, lexical=8.0),
+        hit("b", rerank=0.7, dense=0.8, lexical=6.0),
+        hit("c", rerank=0.5, dense=0.5),
+    ]
+    ordered = order_by_blend(hits, 0.5, 0.5)
+    # Standardised: rerank 1.2247, 0, -1.2247; dense -1.2247, 1.2247, 0; lexical 1, -1, and c as low as b. Half of the
+    # first and a quarter of each other: .5562, .0562, -.8624.
+    assert ids(ordered) == ["a", "b", "c"]
+    assert [found.score for found in ordered] == pytest.approx([1.0, 0.6475, 0.0], abs=1e-4)
+    assert ordered[0].scores == Scores(rerank=0.9, dense=0.2, lexical=8.0)
+
+
+def test_the_dense_share_decides_between_the_searches() -> None:
+    hits = [hit("a", rerank=0.5, dense=0.9, lexical=1.0), hit("b", rerank=0.5, dense=0.1, lexical=2.0)]
+    for share, first in ((0.6, "a"), (0.4, "b"), (0.0, "b"), (1.0, "a")):
+        assert ids(order_by_blend(hits, 0.5, share))[0] == first
+
+
+def test_by_how_much_a_hit_is_better_counts() -> None:
+    hits = [hit("a", rerank=0.60, dense=0.3), hit("b", rerank=0.59, dense=0.8), hit("c", rerank=0.1, dense=0.31)]
+    assert ids(order_by_blend(hits, 0.5, 0.6)) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_a_search_that_found_nothing_leaves_its_share_to_the_other(share: float) -> None:
+    hits = [hit("a", rerank=0.5, lexical=1.0), hit("b", rerank=0.5, lexical=2.0)]
+    assert ids(order_by_blend(hits, 0.9, share)) == ["b", "a"]
 
 
 def test_whole_blend_is_the_rerank_score_as_it_stands() -> None:
-    ordered = order_by_blend([hit("a", rerank=0.2, fused=1.0), hit("b", rerank=0.6, fused=0.0)], 1.0)
+    ordered = order_by_blend([hit("a", rerank=0.2, dense=1.0), hit("b", rerank=0.6, dense=0.0)], 1.0, 0.6)
     assert [(found.chunk.chunk_id, found.score) for found in ordered] == [("b", 0.6), ("a", 0.2)]
-
-
-def test_blend_counts_a_missing_fused_score_as_the_lowest() -> None:
-    ordered = order_by_blend(
-        [hit("a", rerank=0.5), hit("b", rerank=0.5, fused=0.1), hit("c", rerank=0.5, fused=0.2)], 0.5
-    )
-    assert [(found.chunk.chunk_id, found.score) for found in ordered] == [("c", 1.0), ("a", 0.5), ("b", 0.5)]
 
 
 def test_blend_refuses_a_hit_that_was_not_reranked() -> None:
     with pytest.raises(ValueError, match="chunk b has no rerank score"):
-        order_by_blend([hit("a", rerank=0.5), hit("b", fused=0.1)], 0.5)
+        order_by_blend([hit("a", rerank=0.5), hit("b", dense=0.1)], 0.5, 0.6)
 
 
-@given(RERANKED, st.floats(0, 1))
-def test_blend_orders_all_hits_within_one_scale(hits: list[Hit], blend: float) -> None:
-    ordered = order_by_blend(hits, blend)
+@given(RERANKED, st.floats(0, 1), st.floats(0, 1))
+def test_blend_orders_all_hits_within_one_scale(hits: list[Hit], blend: float, share: float) -> None:
+    ordered = order_by_blend(hits, blend, share)
     assert sorted(ids(ordered)) == sorted(ids(hits))
     assert all(first.score >= second.score for first, second in pairwise(ordered))
     assert all(0 <= found.score <= 1 + 1e-9 for found in ordered)
@@ -113,7 +129,7 @@ def test_blend_orders_all_hits_within_one_scale(hits: list[Hit], blend: float) -
 
 @given(RERANKED)
 def test_blend_is_stable_on_ties(hits: list[Hit]) -> None:
-    ordered = order_by_blend(hits, 1.0)
+    ordered = order_by_blend(hits, 1.0, 0.6)
     places = {found.chunk.chunk_id: place for place, found in enumerate(hits)}
     for first, second in pairwise(ordered):
         assert first.score > second.score or places[first.chunk.chunk_id] < places[second.chunk.chunk_id]

@@ -197,10 +197,13 @@ async def test_reranking_keeps_the_fused_order_of_ties() -> None:
     assert ids(found) == ["b", "a", "c"]
 
 
-async def test_the_blend_weighs_the_fused_order_in() -> None:
-    steps = make_search(
-        dense_search=finds("a", "b"), lexical_search=finds(), score=Ranking({"Text a.": 0.5, "Text b.": 0.6})
-    )
+async def test_the_blend_weighs_the_searches_scores_in() -> None:
+    async def dense_search(*_: object, **__: object) -> SearchResult:
+        hits = (make_hit(name, f"Text {name}.", scores=Scores(dense=dense)) for name, dense in (("a", 0.9), ("b", 0.2)))
+        return SearchResult(tuple(hits), "version")
+
+    scores = Ranking({"Text a.": 0.5, "Text b.": 0.6})
+    steps = make_search(dense_search=dense_search, lexical_search=finds(), score=scores)
     for blend, expected in ((1.0, ["b", "a"]), (0.1, ["a", "b"])):
         found, _ = await search(steps, make_settings(reranker={"blend": blend}))
         assert ids(found) == expected

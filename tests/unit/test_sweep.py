@@ -24,7 +24,9 @@ QUERIES = {"q1": "Which port does the service listen on?", "q2": "plum trees and
 
 def with_point(point: Point) -> Settings:
     retrieval = SETTINGS.retrieval.model_copy(update={"top_k": point.top_k, "rrf_k": point.rrf_k})
-    reranker = SETTINGS.reranker.model_copy(update={"candidates": point.candidates, "blend": point.blend})
+    reranker = SETTINGS.reranker.model_copy(
+        update={"candidates": point.candidates, "blend": point.blend, "dense_share": point.dense_share}
+    )
     return SETTINGS.model_copy(update={"retrieval": retrieval, "reranker": reranker})
 
 
@@ -40,6 +42,7 @@ def names(hits: list[Hit]) -> list[str]:
         rrf_k=st.sampled_from([1, 60]),
         candidates=st.integers(1, DEPTH),
         blend=st.sampled_from([0.0, 0.5, 1.0]),
+        dense_share=st.sampled_from([0.0, 0.6, 1.0]),
     )
 )
 async def test_an_order_from_deeper_searches_is_the_one_that_the_settings_give(point: Point) -> None:
@@ -68,7 +71,7 @@ def test_a_point_is_measured_by_its_own_order() -> None:
         for place, hit in enumerate(fuse_hits([dense], rrf_k=60, top_k=3))
     ]
     dataset = Dataset("tiny", (), {"q": "text", "without": "text"}, {"q": {"d2": 1}, "without": {"d1": 1}})
-    best = Point(top_k=3, rrf_k=60, candidates=3, blend=1.0)
+    best = Point(top_k=3, rrf_k=60, candidates=3, blend=1.0, dense_share=0.6)
     assert measure_point(dataset, {"q": hits}, best).tolist() == [1.0, 0.0]
     last = measure_point(dataset, {"q": hits}, replace(best, blend=0.0))
     assert last.tolist() == pytest.approx([1 / np.log2(4), 0.0])
