@@ -26,15 +26,7 @@ from deployments.intake import Intake
 from deployments.jobs import JobStore
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
-from deployments.schemas import (
-    MAX_QUESTION_CHARS,
-    AskRequest,
-    SearchRequest,
-    answer_body,
-    answer_id,
-    degraded_header,
-    search_body,
-)
+from deployments.schemas import answer_body, answer_id, degraded_header, search_body, to_question
 from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
@@ -48,6 +40,7 @@ from rag.pipeline import Done, Event, Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
+from rag.wire import MAX_QUESTION_CHARS, AskRequest, SearchRequest
 
 router = APIRouter()
 
@@ -102,7 +95,7 @@ class Orchestrator:
     async def ask(self, body: AskRequest, request: Request) -> Response:
         """Answers one question, whole or as server-sent events."""
         self._check_model(body.model)
-        question = body.to_question(self._groups(), self._parse_filter(body.filter))
+        question = to_question(body, self._groups(), self._parse_filter(body.filter))
         request_id = request.state.request_id
 
         def content(done: Done) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.schemas import MAX_COLLECTION_CHARS, MAX_QUESTION_CHARS, MAX_TURN_CHARS, MAX_TURNS, MODEL_CHARS
 from rag.errors import InputError, UnknownModelError
 from rag.types import Answer, Citation, Groups, Message, Question
+from rag.wire import MAX_COLLECTION_CHARS, MAX_QUESTION_CHARS, MAX_TURN_CHARS, MAX_TURNS, MODEL_CHARS
 
 MODEL = "rag"  # the default collection; another one is `rag/NAME`
 DEFAULT_COLLECTION = "default"
