@@ -123,7 +123,7 @@ async def list_documents(
     doors: Doors,
     groups: Groups,
     collection: Collection = "default",
-    cursor: Annotated[str | None, Query(max_length=8000)] = None,
+    cursor: Annotated[str | None, Query(max_length=8000, pattern="^[A-Za-z0-9_-]*$")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """The documents that the caller may see, by source, page by page."""

@@ -7,7 +7,7 @@ import re
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, WithJsonSchema
 
 from rag.wire import MAX_COLLECTION_CHARS, RequestModel, ResponseModel
 
@@ -61,7 +61,12 @@ _Name = Annotated[
 ]
 _Source = Annotated[_Name, AfterValidator(_refuse_path)]
 _Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
-_Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_unstorable), AfterValidator(_refuse_size)]
+_Metadata = Annotated[
+    dict[str, JsonValue],
+    AfterValidator(_refuse_unstorable),
+    AfterValidator(_refuse_size),
+    WithJsonSchema({"type": "object", "additionalProperties": True}),  # without a definition to refer to
+]
 
 
 class UploadFields(RequestModel):
