@@ -16,7 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from deployments.document_schemas import (
+from deployments.errors import call_stage
+from deployments.http import JSON, MULTIPART, BodyLimit
+from deployments.intake import Intake
+from deployments.jobs import Job, JobStore
+from deployments.responses import problems
+from rag.document_wire import (
     CollectionBody,
     CollectionRequest,
     CollectionsBody,
@@ -25,15 +30,9 @@ from deployments.document_schemas import (
     FileFields,
     JobBody,
     TextRequest,
-    job_body,
-    problems,
 )
-from deployments.errors import call_stage
-from deployments.http import JSON, MULTIPART, BodyLimit
-from deployments.intake import Intake
-from deployments.jobs import JobStore
-from deployments.schemas import MAX_COLLECTION_CHARS
 from rag.step_settings import ServeSettings
+from rag.wire import MAX_COLLECTION_CHARS
 
 UPLOAD_PATH = "/documents"
 
@@ -124,7 +123,7 @@ async def list_documents(
     doors: Doors,
     groups: Groups,
     collection: Collection = "default",
-    cursor: Annotated[str | None, Query(max_length=8000)] = None,
+    cursor: Annotated[str | None, Query(max_length=8000, pattern="^[A-Za-z0-9_-]*$")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """The documents that the caller may see, by source, page by page."""
@@ -175,3 +174,15 @@ async def delete_collection(name: Name, doors: Doors) -> Response:
     """Removes a collection with all that is in it."""
     await call_stage("indexer", lambda: doors.indexer.delete_collection.remote(name))
     return Response(status_code=204)
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """The response object of `GET /jobs/{id}`."""
+    names = ("source", "state", "reason", "pages", "chunks")
+    return {
+        "id": job.job_id,
+        "state": job.state,
+        "documents": [{name: getattr(one, name) for name in names} for one in job.documents],
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }

@@ -26,15 +26,8 @@ from deployments.intake import Intake
 from deployments.jobs import JobStore
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
-from deployments.schemas import (
-    MAX_QUESTION_CHARS,
-    AskRequest,
-    SearchRequest,
-    answer_body,
-    answer_id,
-    degraded_header,
-    search_body,
-)
+from deployments.responses import EVENT_NAMES, Responses, problems, streamed
+from deployments.schemas import answer_body, answer_id, degraded_header, search_body, to_question
 from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
@@ -48,9 +41,14 @@ from rag.pipeline import Done, Event, Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
+from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
 
 router = APIRouter()
 
+ASKED: Responses = {
+    200: {"model": AnswerBody, "content": streamed(EVENT_NAMES)},
+    **problems(400, 404, 409, 413, 415, 422, 503, 504),
+}
 REQUIRED = ("embedder", "retriever")  # without the others answers go on, degraded
 WARM_UP_DEADLINE_S = 120.0
 WARM_UP_QUESTION = "Which port does the service listen on?"
@@ -98,11 +96,11 @@ class Orchestrator:
             self._watching = Watch({name: handle.ready.remote for name, handle in self._handles.items()})
         return self._watching
 
-    @router.post("/ask", response_model=None)
+    @router.post("/ask", response_model=None, responses=ASKED)
     async def ask(self, body: AskRequest, request: Request) -> Response:
         """Answers one question, whole or as server-sent events."""
         self._check_model(body.model)
-        question = body.to_question(self._groups(), self._parse_filter(body.filter))
+        question = to_question(body, self._groups(), self._parse_filter(body.filter))
         request_id = request.state.request_id
 
         def content(done: Done) -> dict[str, Any]:
@@ -116,7 +114,11 @@ class Orchestrator:
             return Response(status_code=499)  # the client is gone: nobody reads this
         return JSONResponse(content(done), headers=degraded_header(done.answer.degraded))
 
-    @router.post("/search", response_model=None)
+    @router.post(
+        "/search",
+        response_model=None,
+        responses={200: {"model": SearchBody}, **problems(400, 404, 409, 413, 415, 422, 503, 504)},
+    )
     async def search(self, body: SearchRequest) -> Response:
         """Retrieval only."""
         where = self._parse_filter(body.filter)
@@ -143,7 +145,7 @@ class Orchestrator:
         """200 while this process lives."""
         return {"status": "ok"}
 
-    @router.get("/readyz", response_model=None)
+    @router.get("/readyz", response_model=None, responses={200: {"model": HealthBody}, 503: {"model": HealthBody}})
     async def readyz(self) -> Response:
         """200 when every required stage answers; the state of each stage either way."""
         states = self._watch().states()
@@ -151,7 +153,7 @@ class Orchestrator:
         content = {"status": "ready" if ready else "not ready", "stages": states, "required": list(REQUIRED)}
         return JSONResponse(content, 200 if ready else 503, headers={} if ready else {"Retry-After": "5"})
 
-    @router.get("/info", response_model=None)
+    @router.get("/info", response_model=None, responses={200: {"model": InfoBody}, **problems(503)})
     async def info(self) -> dict[str, Any]:
         """Versions, models, limits and each collection's index version."""
         settings = self._settings

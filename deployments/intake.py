@@ -16,11 +16,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, JsonValue, ValidationError
 from starlette.requests import Request
 
-from deployments.document_schemas import FileFields, TextRequest, clean_name
 from deployments.http import JSON
 from deployments.jobs import TEXT_FILE, Job, JobDocument, JobStore
 from deployments.multipart import FILE_FIELD, FormReceiver
 from ingest.load import SUFFIXES
+from rag.document_wire import FileFields, TextRequest, clean_name
 from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
 from rag.filters import FieldKind
 from rag.metadata import check_metadata

@@ -17,7 +17,17 @@ from ray import serve
 from starlette.responses import Response
 
 from deployments.errors import bug_problem, openai_error, problem
-from deployments.openai_schemas import MODEL, ChatRequest, Completion, model_body, models_body
+from deployments.openai_schemas import (
+    MODEL,
+    ChatRequest,
+    Completion,
+    CompletionBody,
+    ModelBody,
+    ModelListBody,
+    model_body,
+    models_body,
+)
+from deployments.responses import openai_errors, streamed
 from deployments.schemas import answer_body, answer_id, degraded_header
 from deployments.sse import begin, encode_data, event_stream
 from rag.errors import RagError, UnknownModelError
@@ -48,7 +58,14 @@ async def current_doors() -> ChatDoors:
 Doors = Annotated[ChatDoors, Depends(current_doors)]
 
 
-@router.post("/chat/completions", response_model=None)
+@router.post(
+    "/chat/completions",
+    response_model=None,
+    responses={
+        200: {"model": CompletionBody, "content": streamed()},
+        **openai_errors("4XX", 503, 504),
+    },
+)
 async def complete_chat(body: ChatRequest, request: Request, doors: Doors) -> Response:
     """Answers the last message, whole or as a stream of chunks."""
     question = body.to_question(doors.groups, doors.llm)
@@ -66,13 +83,15 @@ async def complete_chat(body: ChatRequest, request: Request, doors: Doors) -> Re
     return JSONResponse(completion.whole(done.answer, own), headers=degraded_header(done.answer.degraded))
 
 
-@router.get("/models", response_model=None)
+@router.get("/models", response_model=None, responses={200: {"model": ModelListBody}, **openai_errors(503)})
 async def list_models(doors: Doors) -> dict[str, Any]:
     """A model for each collection, and the LLM."""
     return models_body(await doors.collections(), doors.llm, doors.started)
 
 
-@router.get("/models/{name:path}", response_model=None)
+@router.get(
+    "/models/{name:path}", response_model=None, responses={200: {"model": ModelBody}, **openai_errors("4XX", 503)}
+)
 async def get_model(name: str, doors: Doors) -> dict[str, Any]:
     """One of them."""
     known = models_body(await doors.collections(), doors.llm, doors.started)["data"]

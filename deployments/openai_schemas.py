@@ -13,9 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.schemas import MAX_COLLECTION_CHARS, MAX_QUESTION_CHARS, MAX_TURN_CHARS, MAX_TURNS, MODEL_CHARS
 from rag.errors import InputError, UnknownModelError
 from rag.types import Answer, Citation, Groups, Message, Question
+from rag.wire import (
+    MAX_COLLECTION_CHARS,
+    MAX_QUESTION_CHARS,
+    MAX_TURN_CHARS,
+    MAX_TURNS,
+    MODEL_CHARS,
+    AnswerBody,
+    ResponseModel,
+)
 
 MODEL = "rag"  # the default collection; another one is `rag/NAME`
 DEFAULT_COLLECTION = "default"
@@ -116,6 +124,69 @@ def _text(message: ChatMessage) -> str:
     if others:
         raise InputError(f"messages: only text can be read here, not a part of the type {others[0]}")
     return "\n".join(part.text for part in message.content if part.text)
+
+
+class ModelBody(ResponseModel):
+    """One model; `created` is when this service started, seconds since 1970."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelListBody(ResponseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+class CompletionMessage(ResponseModel):
+    """The answer; an annotation a citation."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    annotations: list[dict[str, Any]]
+
+
+class Choice(ResponseModel):
+    """The only one."""
+
+    index: int
+    message: CompletionMessage
+    logprobs: None
+    finish_reason: Literal["stop"]
+
+
+class CompletionUsage(ResponseModel):
+    """LLM tokens of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionBody(ResponseModel):
+    """`POST /v1/chat/completions`; `rag` is the response object of `/ask`."""
+
+    id: str
+    created: int
+    model: str
+    object: Literal["chat.completion"]
+    choices: list[Choice]
+    usage: CompletionUsage
+    rag: AnswerBody
+
+
+class ErrorDetail(ResponseModel):
+    """What is wrong, as OpenAI's clients read it: the `error` of a refusal of this door."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
 
 
 def models_body(collections: Iterable[str], llm: str, created: int) -> dict[str, Any]:

@@ -1,79 +1,32 @@
-"""The wire models of the HTTP doors, as CONTRACT has them."""
+"""Between the wire models, which are in rag.wire for clients too, and the values of the question flow."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from typing import Any
 
 from rag.filters import Filter
 from rag.types import Answer, Groups, Hit, Message, Question, SearchResult
-
-MAX_COLLECTION_CHARS = 255  # Milvus takes no longer name
-MAX_QUESTION_CHARS = 4000
-MAX_TURNS, MAX_TURN_CHARS = 100, 20_000
-MODEL_CHARS = 200
-
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUESTION_CHARS, pattern=r"\S")]
-_Collection = Annotated[str, StringConstraints(min_length=1, max_length=MAX_COLLECTION_CHARS)]
-_Model = Annotated[str, StringConstraints(min_length=1, max_length=MODEL_CHARS)]
+from rag.wire import AskRequest
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Turn(_Request):
-    """An earlier turn of the conversation."""
-
-    role: Literal["user", "assistant"]
-    content: Annotated[str, StringConstraints(max_length=MAX_TURN_CHARS)]
-
-
-class AskRequest(_Request):
-    """`POST /ask`; null means that the settings decide."""
-
-    question: _Text
-    collection: _Collection = "default"
-    conversation: Annotated[list[Turn], Field(max_length=MAX_TURNS)] = []
-    filter: str | None = Field(None, description="an expression of rag.filter_language")
-    model: _Model | None = None
-    top_k: Annotated[int, Field(ge=1, le=200)] | None = None
-    rerank_top_k: Annotated[int, Field(ge=1, le=50)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
-    deadline_s: Annotated[float, Field(gt=0, strict=False)] | None = None
-    stream: bool = False
-    explain: bool = False
-
-    def to_question(self, groups: Groups, where: Filter | None) -> Question:
-        """What the pipeline takes; `groups` are the caller's, `where` is the filter once parsed."""
-        return Question(
-            text=self.question,
-            collection=self.collection,
-            conversation=tuple(Message(turn.role, turn.content) for turn in self.conversation),
-            model=self.model,
-            top_k=self.top_k,
-            rerank_top_k=self.rerank_top_k,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            deadline_s=self.deadline_s,
-            filter=where,
-            groups=groups,
-        )
-
-
-class SearchRequest(_Request):
-    """`POST /search`."""
-
-    query: _Text
-    collection: _Collection = "default"
-    filter: str | None = Field(None, description="an expression of rag.filter_language")
-    top_k: Annotated[int, Field(ge=1, le=200)] = 10
-    rerank: bool = True
+def to_question(body: AskRequest, groups: Groups, where: Filter | None) -> Question:
+    """What the pipeline takes; `groups` are the caller's, `where` is the filter once parsed."""
+    return Question(
+        text=body.question,
+        collection=body.collection,
+        conversation=tuple(Message(turn.role, turn.content) for turn in body.conversation),
+        model=body.model,
+        top_k=body.top_k,
+        rerank_top_k=body.rerank_top_k,
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        deadline_s=body.deadline_s,
+        filter=where,
+        groups=groups,
+    )
 
 
 def answer_id() -> str:

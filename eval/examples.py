@@ -17,7 +17,7 @@ from typing import Any
 from eval.bench_service import BenchError, ingest, started_service
 from eval.citations import faults
 from eval.hardware import describe_machine
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.errors import RagError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +42,8 @@ def main() -> int:
         try:
             with started_service(variables, ROOT / "build" / "eval-service.log") as service:
                 ingest(variables, ROOT / "examples" / "corpus")
-                client = ServiceClient(service.url)
-                with ThreadPoolExecutor(AT_ONCE) as pool:
-                    answers = list(pool.map(lambda one: client.ask({"question": one["question"]}), expected))
+                with Client(service.url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+                    answers = list(pool.map(lambda one: client.ask(one["question"]).as_sent(), expected))
         except (BenchError, RagError) as error:
             print(f"eval: {error}", file=sys.stderr)
             return 3

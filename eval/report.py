@@ -38,7 +38,7 @@ from eval.retrieval import (
     write_documents,
 )
 from ingest.fingerprint import index_fingerprint
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.config import Settings
 from rag.models import locate_model
 
@@ -115,9 +115,10 @@ def _local(settings: Settings, plan: Plan, say: Say) -> tuple[dict[str, Any], Me
 
 
 def _remote(url: str, plan: Plan, out: Path, say: Say) -> tuple[dict[str, Any], Measure]:
-    client = ServiceClient(url)
+    with Client(url) as client:
+        own = client.info().as_sent()
     facts = {
-        "service": {"url": url, **client.info()},
+        "service": {"url": url, **own},
         "served": SERVED,
         "settings": None,
         "index": None,
@@ -125,7 +126,8 @@ def _remote(url: str, plan: Plan, out: Path, say: Say) -> tuple[dict[str, Any], 
     }
 
     def measure(one: Dataset) -> list[StageRuns]:
-        return measure_service(one, client, write_documents(one, out / one.name), plan, say)
+        with Client(url) as client:
+            return measure_service(one, client, write_documents(one, out / one.name), plan, say)
 
     return facts, measure
 

@@ -36,7 +36,7 @@ from ingest.pipeline import IngestReport
 from ingest.prepare import prepare_here
 from ingest.run import run_ingest
 from rag.analyze import analyze, terms
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.connect import open_store
@@ -325,7 +325,7 @@ def measure_here(dataset: Dataset, settings: Settings, models: Models, plan: Pla
     return asyncio.run(measure())
 
 
-def measure_service(dataset: Dataset, client: ServiceClient, documents: Path, plan: Plan, say: Say) -> list[StageRuns]:
+def measure_service(dataset: Dataset, client: Client, documents: Path, plan: Plan, say: Say) -> list[StageRuns]:
     """The set's runs by `POST /search`: `fused`, and `served` with the service's own reranking.
 
     The service cuts its hits, so that the other stages cannot be told. Its collection is collection_name's, of
@@ -340,17 +340,16 @@ def measure_service(dataset: Dataset, client: ServiceClient, documents: Path, pl
         tell = _Teller(f"{dataset.name}{runs.suffix}", len(dataset.queries), say)
         for query, text in dataset.queries.items():
             for stage, rerank in wanted.items():
-                body = {"query": text, "collection": collection, "top_k": depth or SERVICE_TOP_K, "rerank": rerank}
                 try:
-                    answer = client.search(body)
+                    answer = client.search(text, collection=collection, top_k=depth or SERVICE_TOP_K, rerank=rerank)
                 except InputError as error:
                     ingest = f"rag ingest {documents} --collection {collection}"
                     raise InputError(f"{error}; the service needs the set's documents: {ingest}") from error
-                if answer["degraded"]:
-                    raise StageError(answer["degraded"][0], f"was left out for the query {text!r}; look at the service")
-                ranking = list(dict.fromkeys(hit["source"] for hit in answer["hits"]))
+                if answer.degraded:
+                    raise StageError(answer.degraded[0], f"was left out for the query {text!r}; look at the service")
+                ranking = list(dict.fromkeys(hit.source for hit in answer.hits))
                 runs.rankings.setdefault(stage, {})[query] = ranking
-            runs.add_timings(answer["timings_ms"])
+            runs.add_timings(answer.timings_ms)
             tell()
         found.append(runs)
     return found

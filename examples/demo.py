@@ -12,23 +12,23 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.errors import RagError
+from rag.wire import AnswerBody
 
 EXAMPLES = Path(__file__).resolve().parent
 RAG = [str(Path(sys.executable).with_name("rag"))]
 AT_ONCE = 14  # the LLM batches them
 
 
-def show(question: str, response: dict[str, Any]) -> None:
+def show(question: str, response: AnswerBody) -> None:
     """One question, its answer and the quotes that prove it."""
-    print(f"\nQ  {question}\nA  {response['answer']}")
-    for citation in response["citations"]:
-        page = f", page {citation['page']}" if citation["page"] is not None else ""
-        quote = " ".join(citation["quote"].split())
-        print(f"   [{citation['marker']}] {Path(citation['source']).name}{page}: “{quote}”")
+    print(f"\nQ  {question}\nA  {response.answer}")
+    for citation in response.citations:
+        page = f", page {citation.page}" if citation.page is not None else ""
+        quote = " ".join(citation.quote.split())
+        print(f"   [{citation.marker}] {Path(citation.source).name}{page}: “{quote}”")
 
 
 def main() -> int:
@@ -62,9 +62,8 @@ def main() -> int:
             return ingest.returncode
         asked = time.perf_counter()
         url = f"http://{chosen.host}:{chosen.port}"
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            client = ServiceClient(url)
-            answers = pool.map(lambda question: client.ask({"question": question}), questions)
+        with Client(url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = pool.map(client.ask, questions)
             for question, response in zip(questions, answers, strict=True):
                 show(question, response)
         done = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -97,7 +96,8 @@ def _place(document: StoredDocument) -> tuple[str, str]:
 
 
 def _write_cursor(document: StoredDocument) -> str:
-    return base64.urlsafe_b64encode(json.dumps(_place(document)).encode("ascii")).decode("ascii").rstrip("=")
+    place = json.dumps(_place(document), ensure_ascii=False)  # escapes would make it too long for a URL
+    return base64.urlsafe_b64encode(place.encode("utf-8")).decode("ascii").rstrip("=")
 
 
 def _read_cursor(cursor: str) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def _read_cursor(cursor: str) -> tuple[str, str]:
         padded = cursor + "=" * (-len(cursor) % 4)
         place = json.loads(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))
         source, document_id = place
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"the cursor {cursor[:80]!r} is none that was given here; leave it out to begin anew"
         ) from error

@@ -14,6 +14,7 @@ import click
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
 from rag.cli_eval import evaluation
+from rag.wire import AnswerBody, DoneEvent, TokenEvent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,30 +131,30 @@ def ask(
     context: click.Context, question: str, collection: str, expression: str | None, url: str | None, as_json: bool
 ) -> None:
     """Ask a question; the answer streams, then its citations follow."""
-    from rag.client import ServiceClient
+    from rag.client import Client
 
-    body = {"question": question, "collection": collection, "filter": expression}
-    client = ServiceClient(find_url(context, url))
-    if as_json:
-        print_json(client.ask(body))
-        return
-    for name, data in client.stream(body):
-        if name == "token":
-            click.echo(data["text"], nl=False)
-        elif name == "done":
-            click.echo()
-            _show_citations(data)
+    with Client(find_url(context, url)) as client:
+        if as_json:
+            print_json(client.ask(question, collection=collection, filter=expression).as_sent())
+            return
+        for event in client.stream(question, collection=collection, filter=expression):
+            match event:
+                case TokenEvent(text=text):
+                    click.echo(text, nl=False)
+                case DoneEvent():
+                    click.echo()
+                    _show_citations(event)
 
 
-def _show_citations(response: dict[str, Any]) -> None:
-    for citation in response["citations"]:
-        page = f", page {citation['page']}" if citation["page"] is not None else ""
-        click.echo(f"\n[{citation['marker']}] {citation['title']}{page}  ({citation['source']})")
-        click.echo("    " + "\n    ".join(f"“{citation['quote']}”".splitlines()))
-    for span in response["unsupported"]:
-        click.echo(f"\nNot supported by the documents: {span['text']}")
-    if response["degraded"]:
-        say(f"left out: {', '.join(response['degraded'])}")
+def _show_citations(answer: AnswerBody) -> None:
+    for citation in answer.citations:
+        page = f", page {citation.page}" if citation.page is not None else ""
+        click.echo(f"\n[{citation.marker}] {citation.title}{page}  ({citation.source})")
+        click.echo("    " + "\n    ".join(f"“{citation.quote}”".splitlines()))
+    for span in answer.unsupported:
+        click.echo(f"\nNot supported by the documents: {span.text}")
+    if answer.degraded:
+        say(f"left out: {', '.join(answer.degraded)}")
 
 
 @main.command()
@@ -176,19 +177,19 @@ def search(
     as_json: bool,
 ) -> None:
     """Search only: passages, best first."""
-    from rag.client import ServiceClient
+    from rag.client import Client
 
-    body = {"query": query, "top_k": top_k, "collection": collection, "filter": expression}
-    found = ServiceClient(find_url(context, url)).search(body)
+    with Client(find_url(context, url)) as client:
+        found = client.search(query, top_k=top_k, collection=collection, filter=expression)
     if as_json:
-        print_json(found)
+        print_json(found.as_sent())
         return
-    for rank, hit in enumerate(found["hits"], start=1):
-        page = f", page {hit['page']}" if hit["page"] is not None else ""
-        click.echo(f"{rank:3}. {hit['score']:.3f}  {hit['title']}{page}  ({hit['source']})")
-        click.echo("     " + " ".join(hit["text"].split())[:200])
-    if found["degraded"]:
-        say(f"left out: {', '.join(found['degraded'])}")
+    for rank, hit in enumerate(found.hits, start=1):
+        page = f", page {hit.page}" if hit.page is not None else ""
+        click.echo(f"{rank:3}. {hit.score:.3f}  {hit.title}{page}  ({hit.source})")
+        click.echo("     " + " ".join(hit.text.split())[:200])
+    if found.degraded:
+        say(f"left out: {', '.join(found.degraded)}")
 
 
 @main.command()
@@ -201,16 +202,17 @@ def search(
 @edge
 def mcp(context: click.Context, url: str | None, http: bool, host: str, port: int) -> None:
     """An MCP server with the tools ask and search, over a running service."""
-    from rag.client import ServiceClient
+    from rag.client import Client
     from rag.mcp_server import HTTP_PATH, create_server, serve_http
 
     service = find_url(context, url)
-    server = create_server(ServiceClient(service))
-    if not http:
-        server.run("stdio")
-        return
-    say(f"MCP at http://{host}:{port}{HTTP_PATH} for the service at {service}; stop with Ctrl-C")
-    serve_http(server, host, port)
+    with Client(service) as client:
+        server = create_server(client)
+        if not http:
+            server.run("stdio")
+            return
+        say(f"MCP at http://{host}:{port}{HTTP_PATH} for the service at {service}; stop with Ctrl-C")
+        serve_http(server, host, port)
 
 
 main.add_command(documents)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.config import Settings
 from rag.embedded_store import is_alive
 from rag.errors import ModelError, RagError, SettingsError, StoreUnavailableError
@@ -117,9 +117,10 @@ def _store(settings: Settings) -> Finding:
 
 def _service(url: str) -> Finding:
     try:
-        info = ServiceClient(url).info()
+        with Client(url, timeout_s=5.0) as client:
+            info = client.info()
     except StoreUnavailableError as error:
         return Finding("service", str(error))
     except RagError as error:
         return Finding("service", f"{url}: {error}", False, "check --url")
-    return Finding("service", f"{url}: version {info['version']}, profile {info['profile']}")
+    return Finding("service", f"{url}: version {info.version}, profile {info.profile}")

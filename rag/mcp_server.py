@@ -14,8 +14,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.errors import RagError, SettingsError
+from rag.wire import AnswerBody, CitationBody, HitBody, ResponseModel
 
 HTTP_PATH = "/mcp"
 INSTRUCTIONS = (
@@ -30,7 +31,7 @@ Filter = Annotated[str | None, Field(description='only documents that it means, 
 TopK = Annotated[int, Field(description="how many passages", ge=1, le=50)]
 
 
-def create_server(client: ServiceClient) -> MCPServer[Any]:
+def create_server(client: Client) -> MCPServer[Any]:
     """The server over one service. What the service refuses, or that it is not there, is a tool's error."""
     server: MCPServer[Any] = MCPServer(
         "rag", version=version("rag"), instructions=INSTRUCTIONS, log_level="WARNING", subscriptions=False
@@ -39,9 +40,8 @@ def create_server(client: ServiceClient) -> MCPServer[Any]:
     @server.tool(annotations=_READS)
     def ask(question: Text, collection: Collection = "default", filter: Filter = None) -> CallToolResult:  # noqa: A002  # the field's name at every door
         """Answers a question from the documents, with the quotes that prove it."""
-        body = {"question": question, "collection": collection, "filter": filter}
         try:
-            answer = client.ask(body)
+            answer = client.ask(question, collection=collection, filter=filter)
         except RagError as error:
             raise ToolError(str(error)) from error
         return _result(_answer_text(answer), answer)
@@ -54,12 +54,11 @@ def create_server(client: ServiceClient) -> MCPServer[Any]:
         top_k: TopK = 5,
     ) -> CallToolResult:
         """Finds the passages of the documents that match best, best first, without an answer."""
-        body = {"query": query, "collection": collection, "filter": filter, "top_k": top_k}
         try:
-            found = client.search(body)
+            found = client.search(query, collection=collection, filter=filter, top_k=top_k)
         except RagError as error:
             raise ToolError(str(error)) from error
-        return _result("\n\n".join(_passage_text(hit) for hit in found["hits"]) or "Nothing was found.", found)
+        return _result("\n\n".join(_passage_text(hit) for hit in found.hits) or "Nothing was found.", found)
 
     return server
 
@@ -75,20 +74,20 @@ def serve_http(server: MCPServer[Any], host: str, port: int) -> None:
     server.run("streamable-http", host=host, port=port, streamable_http_path=HTTP_PATH)
 
 
-def _result(text: str, body: dict[str, Any]) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=body)
+def _result(text: str, body: ResponseModel) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=body.as_sent())
 
 
-def _answer_text(answer: dict[str, Any]) -> str:
-    quotes = [f"[{citation['marker']}] “{citation['quote']}” ({_place(citation)})" for citation in answer["citations"]]
-    unsupported = [f"Not supported by the documents: {span['text']}" for span in answer["unsupported"]]
-    return "\n".join([answer["answer"], *quotes, *unsupported])
+def _answer_text(answer: AnswerBody) -> str:
+    quotes = [f"[{citation.marker}] “{citation.quote}” ({_place(citation)})" for citation in answer.citations]
+    unsupported = [f"Not supported by the documents: {span.text}" for span in answer.unsupported]
+    return "\n".join([answer.answer, *quotes, *unsupported])
 
 
-def _passage_text(hit: dict[str, Any]) -> str:
-    return f"{_place(hit)}\n{hit['text']}"
+def _passage_text(hit: HitBody) -> str:
+    return f"{_place(hit)}\n{hit.text}"
 
 
-def _place(found: dict[str, Any]) -> str:
-    page = f", page {found['page']}" if found["page"] is not None else ""
-    return f"{found['title']}{page}, {found['source']}"
+def _place(found: CitationBody | HitBody) -> str:
+    page = f", page {found.page}" if found.page is not None else ""
+    return f"{found.title}{page}, {found.source}"

@@ -52,7 +52,7 @@ class FakeIndexer:
     def _list_documents(self, collection: str, groups: Any, cursor: str | None, limit: int) -> Any:
         if collection != "default":
             raise UnknownCollectionError(collection)
-        return [DOCUMENT][:limit], "next"
+        return [DOCUMENT][:limit], None if cursor == "next" else "next"
 
     def _find_document(self, collection: str, document_id: str, groups: Any) -> Any:
         if document_id != "d1":

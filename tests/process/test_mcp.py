@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import socket
 import subprocess
@@ -16,24 +15,15 @@ import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.http_fake import Reply, problem, serving
+from tests.http_fake import Reply, answered, citation, found, hit, problem, reply, serving
 
 RAG = str(Path(sys.executable).with_name("rag"))
-CITATION = {
-    "marker": 1, "quote": "The service listens on port 8000.", "title": "Guide", "source": "guide.pdf", "page": 3
-}  # fmt: skip
-ANSWER = {"status": "answered", "answer": "It is 8000. [1]", "citations": [CITATION], "unsupported": []}
-ABSTAINED = {"status": "abstained", "answer": "The documents hold no answer.", "citations": [], "unsupported": []}
-HITS = {
-    "hits": [
-        {"title": "Guide", "source": "guide.pdf", "page": 3, "text": "The service listens on port 8000."},
-        {"title": "Notes", "source": "notes.md", "page": None, "text": "Another port is 8001."},
-    ]
-}
-
-
-def reply(body: dict[str, Any]) -> Reply:
-    return Reply(json.dumps(body).encode())
+ANSWER = answered("It is 8000. [1]", citations=[citation(title="Guide", source="guide.pdf")])
+ABSTAINED = answered("The documents hold no answer.", status="abstained", answer_source=None, reason="no_evidence")
+HITS = found(
+    hit(title="Guide", source="guide.pdf", page=3, text="The service listens on port 8000."),
+    hit(title="Notes", source="notes.md", page=None, text="Another port is 8001."),
+)
 
 
 def over_stdio(url: str) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +19,15 @@ import pytest
 from reportlab.pdfgen.canvas import Canvas
 
 from deployments.launch import running_service
+from rag.client import Client
 from rag.config import Settings, load_settings
+from rag.problems import RefusedError
+from rag.wire import DoneEvent, TokenEvent
 from tests.serve.document_graph import build_document_app
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None, reason="milvus-lite: the cpu extra")
 
+ROOT = Path(__file__).parents[2]
 PROBLEM = "application/problem+json"
 MAX_UPLOAD = 2_000_000
 # What may be on its way in the buffers of sockets and of the proxy when the refusal is written.
@@ -186,6 +192,41 @@ def test_collections_are_made_listed_and_deleted(client: httpx.Client) -> None:
     assert listed(client, "notes") == {}
     assert client.delete("/collections/notes").status_code == 204
     assert client.get("/documents?collection=notes").status_code == 404
+
+
+def test_the_python_client_takes_a_document_from_its_upload_to_its_end(client: httpx.Client) -> None:
+    question, text = "What does the sundial show?", "The sundial shows the hours of the day. It stands in the yard."
+    with Client(str(client.base_url)) as python:
+        sent = python.upload_files([("sundial.md", text.encode())], collection="sundials", metadata={"year": 2024})
+        job = python.wait_for_job(sent.id)
+        assert (job.state, job.documents[0].chunks) == ("done", 1)
+        (document,) = python.list_documents("sundials")
+        assert python.get_document(document.document_id, "sundials") == document
+        (hit,) = python.search("sundial", collection="sundials", filter="year == 2024").hits
+        assert (hit.document_id, hit.text) == (document.document_id, text)
+        answer = python.ask(question, collection="sundials", request_id="sun-1")
+        assert (answer.request_id, answer.status) == ("sun-1", "answered")
+        assert {citation.quote for citation in answer.citations} <= {"The sundial shows the hours of the day."}
+        *events, done = python.stream(question, collection="sundials")
+        assert isinstance(done, DoneEvent)
+        assert "".join(event.text for event in events if isinstance(event, TokenEvent)) == done.answer == answer.answer
+        assert "sundials" in python.info().index_versions
+        assert set(python.health().stages.values()) == {"ok"}
+        python.delete_document(document.document_id, "sundials")
+        with pytest.raises(RefusedError, match="Unknown document"):
+            python.get_document(document.document_id, "sundials")
+        python.delete_collection("sundials")
+        assert "sundials" not in {one.name for one in python.list_collections()}
+
+
+def test_the_readme_s_python_works(client: httpx.Client) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(from rag\.client .*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", str(client.base_url))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The brass bell rings at noon." in done.stdout
+    assert done.stdout.splitlines()[-1].strip() == "answered"
 
 
 def test_a_job_whose_indexer_is_killed_is_finished_by_the_next_one(client: httpx.Client, settings: Settings) -> None:

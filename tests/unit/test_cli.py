@@ -13,23 +13,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rag.cli import main
-from tests.http_fake import Reply, problem, serving, stream
+from tests.http_fake import INFO, answered, citation, found, hit, problem, reply, serving, stream
 
-CITATION: dict[str, Any] = {
-    "marker": 1,
-    "title": "Ports",
-    "source": "docs/ports.pdf",
-    "page": 3,
-    "quote": "The service listens\non port 8000.",
-}
-RESPONSE: dict[str, Any] = {
-    "answer": "The service listens on port 8000. [1] 아마도.",
-    "citations": [CITATION, {**CITATION, "marker": 2, "page": None}],
-    "unsupported": [{"start": 38, "end": 42, "text": "아마도."}],
-    "degraded": ["rerank", "ground"],
-}
-HIT = {"title": "Ports", "source": "ports.md", "page": None, "score": 0.98, "text": "The service\nlistens."}
-FOUND: dict[str, Any] = {"hits": [HIT, {**HIT, "page": 2}], "degraded": ["lexical"]}
+CITATION = citation(quote="The service listens\non port 8000.")
+RESPONSE = answered(
+    "The service listens on port 8000. [1] 아마도.",
+    citations=[CITATION, {**CITATION, "marker": 2, "page": None}],
+    unsupported=[{"start": 38, "end": 42, "text": "아마도."}],
+    degraded=["rerank", "ground"],
+    a_field_of_a_newer_service={"kept": True},
+)
+FOUND = found(hit(), hit(page=2), degraded=["lexical"])
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +86,7 @@ def test_an_answer_streams_and_its_citations_follow() -> None:
 
 
 def test_an_answer_as_json_is_the_whole_response_and_nothing_else() -> None:
-    with serving(ask=Reply(json.dumps(RESPONSE).encode())) as service:
+    with serving(ask=reply(RESPONSE)) as service:
         result = run("ask", "Which port?", "--json", "--filter", 'lang == "ko"', "--url", service.url)
     assert result.exit_code == 0
     assert json.loads(result.stdout) == RESPONSE
@@ -101,7 +95,7 @@ def test_an_answer_as_json_is_the_whole_response_and_nothing_else() -> None:
 
 
 def test_hits_are_listed_best_first() -> None:
-    with serving(search=Reply(json.dumps(FOUND).encode())) as service:
+    with serving(search=reply(FOUND)) as service:
         result = run("search", "port", "--top-k", "2", "--filter", "year == 2024", "--url", service.url)
         as_json = run("search", "port", "--json", "--url", service.url)
     assert result.exit_code == 0
@@ -303,7 +297,7 @@ def test_the_doctor_names_what_is_wrong_and_what_mends_it(
 def test_the_doctor_reports_a_service_and_a_store(monkeypatch: pytest.MonkeyPatch, closed_url: str) -> None:
     monkeypatch.setenv("RAG_STORE__URI", closed_url)
     monkeypatch.setenv("RAG_STORE__TIMEOUT_S", "1")
-    with serving(info=Reply(b'{"version": "9.9", "profile": "gpu"}')) as service:
+    with serving(info=reply(INFO)) as service:
         result = run("doctor", "--url", service.url)
     assert result.exit_code == 1
     assert f"ok   service: {service.url}: version 9.9, profile gpu" in result.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +138,20 @@ def test_a_document_that_comes_or_goes_moves_no_other_between_two_pages() -> Non
     assert (sources(first), sources(second), end) == (["b", "d"], ["f", "h", "i"], None)
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "가", "e30", "WzEsMl0", "bnVsbA", "WyJhIl0", "a" * 5001])
+def test_a_cursor_is_short_enough_for_the_route_whatever_the_documents_are_called() -> None:
+    names = [f"{number}" + "🙂" * 999 for number in range(2)]
+    listed = [replace(document(name), document_id=name[0] * 64) for name in names]
+    (first,), cursor = next_page(listed, None, 1)
+    assert cursor is not None
+    assert len(cursor) <= 8000
+    (second,), end = next_page(listed, cursor, 1)
+    assert ([first.source, second.source], end) == (names, None)
+
+
+NESTED = base64.urlsafe_b64encode(b"[" * 6000).decode()
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "가", "e30", "WzEsMl0", "bnVsbA", "WyJhIl0", "a" * 5001, NESTED])
 def test_a_cursor_that_was_not_given_here_is_refused(cursor: str) -> None:
     with pytest.raises(InputError, match="cursor"):
         next_page([document("a")], cursor, 1)

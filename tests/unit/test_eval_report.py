@@ -19,7 +19,7 @@ from rag.cli import main
 from rag.cli_eval import check_libraries
 from rag.config import load_settings
 from rag.errors import InputError, SettingsError
-from tests.http_fake import Reply, serving
+from tests.http_fake import INFO, found, hit, reply, serving
 
 QUERIES = {f"q{number}": f"Question {number}?" for number in range(1, 7)}
 DATASET = Dataset("tiny", (SetDocument("a", "", "text"),), QUERIES, {query: {"a": 1} for query in QUERIES})
@@ -232,13 +232,11 @@ def test_a_service_is_measured_by_the_command(tmp_path: Path) -> None:
     (folder / "corpus.jsonl").write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n')
     (folder / "queries.jsonl").write_text('{"_id": "q", "text": "one?"}\n')
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
-    answer = {"hits": [{"source": "b"}, {"source": "a"}], "degraded": [], "timings_ms": {"total": 3.0}}
-    replies = {"info": Reply(b'{"version": "1"}'), "search": Reply(json.dumps(answer).encode())}
-    with serving(**replies) as service:
+    with serving(info=reply(INFO), search=reply(found(hit(source="b"), hit(source="a")))) as service:
         result = run("eval", "retrieval", folder, "--service", service.url, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / REPORT).read_text(encoding="utf-8"))
-    assert report["service"] == {"url": service.url, "version": "1"}
+    assert report["service"] == {"url": service.url, **INFO}
     (one,) = report["sets"]
     assert {stage["stage"]: stage["measures"]["RR@10"]["mean"] for stage in one["stages"]} == {
         "fused": 0.5,

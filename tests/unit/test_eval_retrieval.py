@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ from eval.retrieval import (
     write_documents,
 )
 from ingest.load import load_documents
-from rag.client import ServiceClient
+from rag.client import Client
 from rag.config import Settings, load_settings
 from rag.errors import InputError, StageError
 from rag.fuse import fuse_hits, order_by_blend
 from rag.types import Document, Hit, Scores
 from tests.fakes import HashEmbedder
-from tests.http_fake import Reply, problem, serving
+from tests.http_fake import Reply, found, hit, problem, reply, serving
 from tests.pipeline_fakes import DOCUMENTS, WordScorer, make_hit, stored_documents
 
 QUERIES = {"q1": "Which port does the service listen on?", "q2": "When do the plum trees bloom?"}
@@ -189,18 +188,13 @@ def test_the_documents_file_is_what_ingestion_takes(tmp_path: Path) -> None:
 # --- a running service ---
 
 
-def found(*sources: str, degraded: tuple[str, ...] = ()) -> Reply:
-    answer = {
-        "hits": [{"source": source} for source in sources],
-        "degraded": list(degraded),
-        "timings_ms": {"total": 3.0},
-    }
-    return Reply(json.dumps(answer).encode())
+def sources_found(*sources: str, degraded: tuple[str, ...] = ()) -> Reply:
+    return reply(found(*(hit(source=source) for source in sources), degraded=list(degraded)))
 
 
 def test_a_service_is_asked_for_the_fused_and_for_its_own_order(tmp_path: Path) -> None:
-    with serving(search=found("b", "a", "b")) as service:
-        (runs,) = measure_service(DATASET, ServiceClient(service.url), tmp_path, Plan(depths=(7,)), [].append)
+    with serving(search=sources_found("b", "a", "b")) as service:
+        (runs,) = measure_service(DATASET, Client(service.url), tmp_path, Plan(depths=(7,)), [].append)
     assert runs.rankings == {stage: {"q1": ["b", "a"], "q2": ["b", "a"]} for stage in ("fused", "served")}
     assert runs.timings_ms["total"] == [3.0, 3.0]
     asked = [(body["query"], body["rerank"], body["top_k"]) for _, body in service.asked]
@@ -213,12 +207,12 @@ def test_a_service_without_the_documents_is_an_error_with_the_command_that_mends
         serving(search=problem(404, "Unknown collection")) as service,
         pytest.raises(InputError, match=f"rag ingest {tmp_path} --collection {collection_name(DATASET)}"),
     ):
-        measure_service(DATASET, ServiceClient(service.url), tmp_path, Plan(), [].append)
+        measure_service(DATASET, Client(service.url), tmp_path, Plan(), [].append)
 
 
 def test_a_service_that_left_a_stage_out_gives_no_figure(tmp_path: Path) -> None:
     with (
-        serving(search=found("a", degraded=("rerank",))) as service,
+        serving(search=sources_found("a", degraded=("rerank",))) as service,
         pytest.raises(StageError, match="rerank: was left out"),
     ):
-        measure_service(DATASET, ServiceClient(service.url), tmp_path, Plan(), [].append)
+        measure_service(DATASET, Client(service.url), tmp_path, Plan(), [].append)

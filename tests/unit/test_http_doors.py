@@ -12,7 +12,6 @@ from starlette.types import Message as AsgiMessage
 from deployments.errors import problem, problem_response
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.ingress import create_api
-from deployments.schemas import AskRequest
 from rag.errors import (
     FilterError,
     ModelError,
@@ -22,6 +21,7 @@ from rag.errors import (
     StoreUnavailableError,
 )
 from rag.step_settings import ServeSettings
+from rag.wire import AskRequest
 from tests.error_table import ERRORS
 
 PROBLEM = "application/problem+json"

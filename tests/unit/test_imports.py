@@ -77,14 +77,23 @@ RAG = {
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
+    # what the service and its clients say to each other
+    "wire": set[str](),
+    "document_wire": {"wire"},
+    "problems": {"errors", "wire"},
+    "retry": {"errors"},
+    "calls": {"errors", "wire", "document_wire", "problems"},
+    "client": {"calls", "document_wire", "retry", "wire"},
     # the command
-    "client": {"errors"},
-    "mcp_server": {"client", "errors"},
+    "mcp_server": {"client", "errors", "wire"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
-    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"},
+    "cli": {
+        *("cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"),
+        "wire",
+    },
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
@@ -114,8 +123,9 @@ LIBRARIES = {
         "rag.config",
         "rag.step_settings",
         "rag.mcp_server",
-        "deployments.schemas",
-        "deployments.document_schemas",
+        "rag.wire",
+        "rag.document_wire",
+        "rag.calls",
         "deployments.openai_schemas",
         "deployments.intake",
     },
@@ -124,7 +134,7 @@ LIBRARIES = {
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
     "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents", "rag.cli_eval"},
-    "httpx": {"rag.client"},
+    "httpx": {"rag.client", "rag.calls"},
     "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},
     "pypdf": {"ingest.read_pdf"},

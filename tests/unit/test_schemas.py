@@ -1,22 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from deployments.document_schemas import CollectionRequest
-from deployments.schemas import AskRequest, SearchRequest, answer_body, search_body
+from deployments.schemas import answer_body, search_body, to_question
+from rag.document_wire import CollectionRequest
 from rag.filters import Equals
 from rag.pipeline import answer
 from rag.types import Answer, Message, Question, SearchResult
+from rag.wire import AnswerBody, AskRequest, SearchBody, SearchRequest
 from tests.pipeline_fakes import make_hit, make_settings, make_steps, says
 
 
 def test_a_request_with_a_question_alone_leaves_the_rest_to_the_settings() -> None:
-    assert AskRequest.model_validate({"question": "Why?"}).to_question(frozenset(), None) == Question("Why?")
+    assert to_question(AskRequest(question="Why?"), frozenset(), None) == Question("Why?")
 
 
 def test_every_choice_of_a_request_reaches_the_question() -> None:
@@ -32,7 +34,7 @@ def test_every_choice_of_a_request_reaches_the_question() -> None:
         "deadline_s": 12,
     }
     where, groups = Equals("source", "a.md"), frozenset({"hr"})
-    question = AskRequest.model_validate(given).to_question(groups, where)
+    question = to_question(AskRequest.model_validate(given), groups, where)
     turns = (Message("user", "Hello"), Message("assistant", "Hi"))
     assert question == Question("Why?", "docs", turns, "smollm2", 40, 7, 99, 1.0, 12.0, where, groups)
     assert all(getattr(question, field.name) != field.default for field in fields(Question))
@@ -156,6 +158,26 @@ async def test_an_abstention_says_why() -> None:
     given = await answer(Question("Who won in Paris?"), make_steps(says("x")), make_settings())
     body = answer_body(given, "ans_1", "req_1", explain=False)
     assert (body["status"], body["reason"], body["citations"]) == ("abstained", "no_evidence", [])
+
+
+def fields_of(model: BaseModel) -> Iterator[tuple[str, set[str], set[str]]]:
+    """Of a wire model and all within it: its name, the fields that it has beside those declared, and those it lacks."""
+    yield type(model).__name__, set(model.model_extra or ()), set(type(model).model_fields) - model.model_fields_set
+    for value in dict(model).values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, BaseModel):
+                yield from fields_of(one)
+
+
+async def test_the_bodies_have_the_fields_of_the_wire_models_that_clients_read() -> None:
+    answered = AnswerBody.model_validate(answer_body(await an_answer(), "ans_1", "req_1", explain=True), strict=True)
+    abstained = await answer(Question("Who won in Paris?"), make_steps(says("x")), make_settings())
+    because = AnswerBody.model_validate(answer_body(abstained, "ans_1", "req_1", explain=True), strict=True)
+    hits = SearchBody.model_validate(search_body(SearchResult((make_hit("a"),), "v1"), [], {"total": 1.5}), strict=True)
+    seen = [*fields_of(answered), *fields_of(because), *fields_of(hits)]
+    assert {name for name, *_ in seen} >= {"CitationBody", "UnsupportedBody", "UsageBody", "HitBody", "ScoresBody"}
+    assert [one for one in seen if one[1]] == []
+    assert [one for one in seen if one[2]] == [("AnswerBody", set(), {"reason"})]  # of the answered one
 
 
 def test_a_search_s_body_has_the_contract_s_fields() -> None:

@@ -1,4 +1,4 @@
-"""The wire models of documents, jobs and collections, as CONTRACT has them."""
+"""The wire models of documents, jobs and collections."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, WithJsonSchema
 
-from deployments.jobs import Job
-from deployments.schemas import MAX_COLLECTION_CHARS
+from rag.wire import MAX_COLLECTION_CHARS, RequestModel, ResponseModel
 
 MAX_NAME_CHARS = 1000
 MAX_METADATA_BYTES = 60_000  # a row of the store holds 65,535
@@ -62,14 +61,15 @@ _Name = Annotated[
 ]
 _Source = Annotated[_Name, AfterValidator(_refuse_path)]
 _Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
-_Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_unstorable), AfterValidator(_refuse_size)]
+_Metadata = Annotated[
+    dict[str, JsonValue],
+    AfterValidator(_refuse_unstorable),
+    AfterValidator(_refuse_size),
+    WithJsonSchema({"type": "object", "additionalProperties": True}),  # without a definition to refer to
+]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class UploadFields(_Request):
+class UploadFields(RequestModel):
     """What `POST /documents` says of its documents, beside them.
 
     Without `acl` everyone may see a new document, and one that replaces another keeps that one's groups; without
@@ -77,8 +77,8 @@ class UploadFields(_Request):
     """
 
     collection: _Collection = "default"
-    acl: Annotated[list[_Group], Field(max_length=100)] = []
-    metadata: _Metadata = {}
+    acl: list[_Group] = Field([], max_length=100)
+    metadata: _Metadata = Field({})
 
 
 class FileFields(UploadFields):
@@ -95,13 +95,13 @@ class TextRequest(UploadFields):
     source: _Source
 
 
-class CollectionRequest(_Request):
+class CollectionRequest(RequestModel):
     """`POST /collections`."""
 
     name: _Collection
 
 
-class JobDocumentBody(BaseModel):
+class JobDocumentBody(ResponseModel):
     """What became of a document; `reason` says why it failed, or what it waits for."""
 
     source: str
@@ -111,7 +111,7 @@ class JobDocumentBody(BaseModel):
     chunks: int | None
 
 
-class JobBody(BaseModel):
+class JobBody(ResponseModel):
     """`GET /jobs/{id}`; `done` means that a search started now finds the documents that are done."""
 
     id: str
@@ -121,7 +121,7 @@ class JobBody(BaseModel):
     finished_at: str | None
 
 
-class DocumentBody(BaseModel):
+class DocumentBody(ResponseModel):
     """A document as the store knows it; `pages` is null for formats without pages."""
 
     document_id: str
@@ -135,65 +135,33 @@ class DocumentBody(BaseModel):
     updated_at: str
 
 
-class DocumentsBody(BaseModel):
+class DocumentsBody(ResponseModel):
     """A page of documents; `next_cursor` is null on the last one."""
 
     documents: list[DocumentBody]
     next_cursor: str | None
 
 
-class CollectionBody(BaseModel):
+class CollectionBody(ResponseModel):
     """A collection."""
 
     name: str
     index_version: str
 
 
-class ListedCollectionBody(BaseModel):
+class ListedCollectionBody(ResponseModel):
     """A collection; `index_version` is null where no index of it fits the settings: reindex it, or delete it."""
 
     name: str
     index_version: str | None
 
 
-class CollectionsBody(BaseModel):
+class CollectionsBody(ResponseModel):
     """Every collection."""
 
     collections: list[ListedCollectionBody]
 
 
-class Problem(BaseModel):
-    """RFC 9457: what is wrong with a request, or with the service."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str
-    retryable: bool
-    stage: str | None = None
-    errors: list[dict[str, Any]] | None = None
-
-
-def job_body(job: Job) -> dict[str, Any]:
-    """The response object of `GET /jobs/{id}`."""
-    names = ("source", "state", "reason", "pages", "chunks")
-    return {
-        "id": job.job_id,
-        "state": job.state,
-        "documents": [{name: getattr(one, name) for name in names} for one in job.documents],
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-    }
-
-
 def clean_name(given: str) -> str:
     """A file's name as its document's: without control characters, its last 1,000 characters, or empty."""
     return _CONTROL.sub("", given).strip()[-MAX_NAME_CHARS:].strip()
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The refusals of a route, for its OpenAPI description."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": "Problem", "content": content} for status in statuses}
