@@ -21,7 +21,7 @@ from deployments.openai_schemas import MODEL, ChatRequest, Completion, model_bod
 from deployments.schemas import answer_body, answer_id, degraded_header
 from deployments.sse import begin, encode_data, event_stream
 from rag.errors import RagError, UnknownModelError
-from rag.pipeline import Cited, Done, Event, Token
+from rag.events import Cited, Done, Event, Token
 from rag.types import Groups, Question
 
 router = APIRouter(prefix="/v1")
