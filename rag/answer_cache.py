@@ -197,12 +197,13 @@ def scope_of(question: Question, index_version: str, settings: Settings) -> byte
 
 
 def evidence_of(found: SearchResult) -> bytes:
-    """Stands for all that an answer takes from the searches.
+    """Stands for all that an answer takes from the searches: the hits in their order, with their fused scores.
 
-    Without the dense scores: query and chunk decide them, and a query embedded again, in another batch, differs in the
-    last digits. The lexical ones depend on every document, since each changes how much a word weighs.
+    Without their dense and lexical scores. Query and chunk decide the dense ones, which differ in the last digits where
+    a query is embedded again in another batch. The lexical ones change with every document of the collection, and
+    nothing but the order is made of them. What a later step comes to read of a hit has to be put in here.
     """
-    return _digest([(hit.chunk, hit.title, hit.source, hit.scores.lexical, hit.scores.fused) for hit in found.hits])
+    return _digest([(hit.chunk, hit.title, hit.source, hit.scores.fused) for hit in found.hits])
 
 
 def _digest(*parts: object) -> bytes:

@@ -31,7 +31,7 @@ OTHERS: dict[str, Any] = {
     "collection": "other",
     "conversation": (Message("user", "Hello"),),
     "model": "another",
-    "top_k": 7,
+    "top_k": 2,
     "rerank_top_k": 2,
     "max_tokens": 32,
     "filter": Equals("source", "ports.md"),
@@ -69,6 +69,11 @@ def replaced(rows: list[StoredChunk], **changes: Any) -> list[StoredChunk]:
     return [replace(row, **changes) for row in rows]
 
 
+def _shifted(row: StoredChunk) -> StoredChunk:
+    chunk = row.chunk
+    return replace(row, chunk=replace(chunk, start_char=chunk.start_char + 9, end_char=chunk.end_char + 9))
+
+
 PORTS = document_rows({"ports.md": DOCUMENTS["ports.md"]})
 WRITES: dict[str, Callable[[InMemoryStore], None]] = {
     "added": lambda store: store.upsert("default", document_rows(NEW)),
@@ -78,5 +83,6 @@ WRITES: dict[str, Callable[[InMemoryStore], None]] = {
     "deleted": lambda store: store.delete("default", Equals("document_id", "ports.md")),
     "closed": lambda store: store.upsert("default", replaced(PORTS, acl=("board",))),
     "renamed": lambda store: store.upsert("default", replaced(PORTS, title="The ports")),
+    "shifted": lambda store: store.upsert("default", [_shifted(row) for row in PORTS]),
     "moved": lambda store: store.upsert("default", replaced(PORTS, source="moved.md")),
 }

@@ -187,11 +187,13 @@ async def test_an_answer_without_the_llm_is_not_kept_and_a_whole_one_outlasts_it
     assert (outlasting.cached, outlasting.degraded) == ("exact", ())
 
 
-async def test_while_a_search_fails_nothing_is_taken_from_the_cache() -> None:
+@pytest.mark.parametrize("text", [PORT.text, "Zebra quagga okapi?"], ids=["found_by_words", "not_found_by_words"])
+async def test_while_a_search_fails_nothing_is_taken_from_the_cache(text: str) -> None:
     asked = Asked()
-    await asked.ask(PORT)
+    question = replace(PORT, text=text)
+    await asked.ask(question)
     lexical = replace(asked.steps.search, lexical_search=raising(StageError("lexical", "down")))
-    given = await answer(PORT, replace(asked.steps, search=lexical), asked.settings)
+    given = await answer(question, replace(asked.steps, search=lexical), asked.settings)
     assert (given.cached, given.degraded) == (None, ("lexical",))
 
 
