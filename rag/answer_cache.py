@@ -197,13 +197,12 @@ def scope_of(question: Question, index_version: str, settings: Settings) -> byte
 
 
 def evidence_of(found: SearchResult) -> bytes:
-    """Stands for all that an answer takes from the searches: the hits in their order, with their fused scores.
+    """Stands for all that an answer takes from the searches: the hits in their order, whole but for two scores.
 
-    Without their dense and lexical scores. Query and chunk decide the dense ones, which differ in the last digits where
-    a query is embedded again in another batch. The lexical ones change with every document of the collection, and
-    nothing but the order is made of them. What a later step comes to read of a hit has to be put in here.
+    Query and chunk decide the dense ones, which differ in the last digits where a query is embedded again in another
+    batch. The lexical ones change with every document of the collection, and nothing but the order is made of them.
     """
-    return _digest([(hit.chunk, hit.title, hit.source, hit.scores.fused) for hit in found.hits])
+    return _digest([replace(hit, scores=replace(hit.scores, dense=None, lexical=None)) for hit in found.hits])
 
 
 def _digest(*parts: object) -> bytes:

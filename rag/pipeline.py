@@ -5,6 +5,8 @@ callables, so the same code runs over plain functions, in-process objects and Ra
 
 A sentence is sent once it is grounded. Those before the first supported one are held back: when none comes, the answer
 is extracted from the evidence instead, and nothing that was sent has to be taken back.
+
+Where the searches find what they found for the same question before, its answer is given again (rag.answer_cache).
 """
 
 from __future__ import annotations
@@ -101,13 +103,13 @@ async def stream_answer(
         rerank=False,
     )
     lookup = begin_lookup(steps.answers, question, query, found, steps.search, settings, clock)
-    kept = question.rerank_top_k or settings.reranker.top_k
+    rerank_top_k = question.rerank_top_k or settings.reranker.top_k
     if lookup is not None and (known := await lookup.recall()) is not None:
-        for event in replay_answer(known, known.hits[:kept]):
+        for event in replay_answer(known, known.hits[:rerank_top_k]):
             yield event
         return
     found = await rerank_found(query, question.collection, found, steps.search, settings, clock)
-    hits = found.hits[:kept]
+    hits = found.hits[:rerank_top_k]
     yield Retrieved(hits)
     flow = _Flow(question, query, steps, settings, clock, found, hits)
     await flow.judge()

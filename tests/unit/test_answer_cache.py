@@ -10,7 +10,7 @@ import pytest
 
 from rag.answer_cache import _NOT_IN_ANSWERS, scope_of
 from rag.config import Settings
-from rag.errors import StageError
+from rag.errors import SettingsError, StageError
 from rag.events import Cited, Token
 from rag.filters import Equals, Metadata
 from rag.pipeline import answer, stream_answer
@@ -146,6 +146,11 @@ async def test_where_the_llm_draws_its_words_it_is_asked_each_time() -> None:
     for _ in range(2):
         assert (await asked.ask(PORT, warm)).cached is None
     assert asked.llm.answers == 5
+
+
+def test_similar_questions_without_answers_to_give_are_a_mistake() -> None:
+    with pytest.raises(SettingsError, match=r"cache.min_similarity finds nothing while cache.answers is 0"):
+        make_settings(cache={"answers": 0, "min_similarity": 0.9})
 
 
 async def test_the_answers_used_last_are_kept() -> None:
