@@ -31,13 +31,16 @@ from deployments.schemas import answer_body, answer_id, degraded_header, search_
 from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
+from rag.answer_cache import AnswerCache
+from rag.cache import QueryEmbeddings
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import RagError, StageError, UnknownModelError
+from rag.events import Done, Event
 from rag.filter_language import parse_filter
 from rag.filters import Filter
 from rag.models import load_token_counter, locate_model
-from rag.pipeline import Done, Event, Steps, answer, stream_answer
+from rag.pipeline import Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
@@ -186,7 +189,8 @@ class Orchestrator:
         Returns the answer's timings in ms.
         """
         await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
-        steps = replace(self._steps, search=replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit))
+        search = replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit)
+        steps = replace(self._steps, search=search, answers=None)
         patient = DeadlineSettings(**dict.fromkeys(DeadlineSettings.model_fields, WARM_UP_DEADLINE_S))
         settings = self._settings.model_copy(update={"deadlines": patient})
         done = await answer(Question(WARM_UP_QUESTION), steps, settings)
@@ -303,9 +307,11 @@ def build_steps(
             async for piece in pieces:
                 yield piece
 
-    search = SearchSteps(embed, dense_search, lexical_search, score, terms, stored_token_vectors)
+    embed_once = QueryEmbeddings(embed, settings.cache.embeddings)
+    search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
     count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
-    return Steps(search, generate, count_tokens)
+    answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
+    return Steps(search, generate, count_tokens, answers)
 
 
 async def _on_rag_error(request: Request, error: RagError) -> Response:

@@ -31,7 +31,7 @@ from deployments.responses import openai_errors, streamed
 from deployments.schemas import answer_body, answer_id, degraded_header
 from deployments.sse import begin, encode_data, event_stream
 from rag.errors import RagError, UnknownModelError
-from rag.pipeline import Cited, Done, Event, Token
+from rag.events import Cited, Done, Event, Token
 from rag.types import Groups, Question
 
 router = APIRouter(prefix="/v1")

@@ -40,7 +40,11 @@ def degraded_header(stages: Sequence[str]) -> dict[str, str]:
 
 
 def answer_body(answer: Answer, own_id: str, request_id: str, *, explain: bool) -> dict[str, Any]:
-    """The response object of `/ask`."""
+    """The response object of `/ask`.
+
+    `cached` is null, `exact` where the same question got this answer before, or `semantic` where a similar one did.
+    `id`, `request_id` and `timings_ms` are this request's own, and `usage` is 0: the LLM wrote nothing for it.
+    """
     body: dict[str, Any] = {
         "id": own_id,
         "request_id": request_id,
@@ -56,6 +60,7 @@ def answer_body(answer: Answer, own_id: str, request_id: str, *, explain: bool) 
         "model": answer.model,
         "usage": asdict(answer.usage),
         "timings_ms": dict(answer.timings_ms),
+        "cached": answer.cached,
     }
     if answer.reason is not None:
         body["reason"] = answer.reason

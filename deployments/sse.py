@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.errors import bug_problem, problem
 from rag.errors import RagError
-from rag.pipeline import Cited, Degraded, Done, Event, Retrieved, Token
+from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 
 SILENCE_S = 10.0  # after which a comment keeps proxies and clients from giving up
 # JSON leaves these in strings as they are, and many clients take them for the end of a line.

@@ -53,9 +53,14 @@ RAW_TIMEOUT_S = 400
 
 
 def service_variables(settings: Settings, folder: Path) -> dict[str, str]:
-    """What the benchmark's service is given on top of the settings found: its data, and room for 32 questions."""
+    """What the benchmark's service is given on top of the settings found: its data, and room for 32 questions.
+
+    It remembers nothing: the same questions are asked again and again, and each is to be answered.
+    """
     return {
         "RAG_DATA_DIR": str(folder / "data"),
+        "RAG_CACHE__EMBEDDINGS": "0",
+        "RAG_CACHE__ANSWERS": "0",
         "RAG_SERVE__MAX_INFLIGHT": str(max(settings.serve.max_inflight, max(CONCURRENCY))),
         "RAG_SERVE__MAX_QUEUED": str(max(settings.serve.max_queued, max(CONCURRENCY))),
     }
@@ -221,7 +226,7 @@ def main() -> int:
     parser.add_argument(
         "--url",
         help="measure this service, which has examples/corpus in its collection `default`; raw models, start-up and "
-        "memory are then left out, and it has to admit 32 requests at once",
+        "memory are then left out; it has to admit 32 requests at once, with cache.embeddings and cache.answers at 0",
     )
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service is stopped then, too

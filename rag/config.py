@@ -29,6 +29,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 from rag.errors import SettingsError
 from rag.profiles import PROFILES
 from rag.step_settings import (
+    CacheSettings,
     ChunkSettings,
     DeadlineSettings,
     EmbedderSettings,
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     prompt: PromptSettings = PromptSettings()
     grounding: GroundingSettings = GroundingSettings()
     generator: GeneratorSettings
+    cache: CacheSettings = CacheSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     serve: ServeSettings = ServeSettings()
 

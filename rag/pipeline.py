@@ -5,23 +5,26 @@ callables, so the same code runs over plain functions, in-process objects and Ra
 
 A sentence is sent once it is grounded. Those before the first supported one are held back: when none comes, the answer
 is extracted from the evidence instead, and nothing that was sent has to be taken back.
+
+Where the searches find what they found for the same question before, its answer is given again (rag.answer_cache).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from rag.answer_cache import AnswerCache, begin_lookup
 from rag.claims import Terms
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import DeadlineError, StageTimeoutError
+from rag.events import Cited, Degraded, Done, Event, Retrieved, Token, replay_answer
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks
 from rag.ground import (
@@ -39,14 +42,12 @@ from rag.ground import (
 )
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
-from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
+from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
 from rag.rewrite import rewrite_question
-from rag.sentences import complete_sentences, split_sentences
-from rag.types import Answer, Citation, CountTokens, Generate, Hit, Passage, Question, SearchResult, Span, Stage, Usage
+from rag.sentences import complete_sentences, last_sentences, split_sentences
+from rag.types import Answer, CountTokens, Generate, Hit, Passage, Question, SearchResult, Usage
 
 logger = logging.getLogger(__name__)
-
-_ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")
 
 ABSTENTION = {
     "latin": "The documents hold no answer to this question.",
@@ -56,53 +57,16 @@ ABSTENTION = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Everything the flow calls."""
+    """Everything the flow calls; without `answers` every question is answered anew."""
 
     search: SearchSteps
     generate: Generate
     count_tokens: CountTokens
+    answers: AnswerCache | None = None
 
     @property
     def terms(self) -> Terms:
         return self.search.terms
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """The passages' hits are known."""
-
-    hits: tuple[Hit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A piece of the answer; all pieces joined are the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cited:
-    """A verified citation of what was just sent."""
-
-    citation: Citation
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded:
-    """The stages left out so far."""
-
-    stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The whole answer; nothing follows."""
-
-    answer: Answer
-
-
-Event = Retrieved | Token | Cited | Degraded | Done
 
 
 async def answer(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Answer:
@@ -136,8 +100,16 @@ async def stream_answer(
         groups=question.groups,
         where=question.filter,
         top_k=question.top_k,
+        rerank=False,
     )
-    hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
+    lookup = begin_lookup(steps.answers, question, query, found, steps.search, settings, clock)
+    rerank_top_k = question.rerank_top_k or settings.reranker.top_k
+    if lookup is not None and (known := await lookup.recall()) is not None:
+        for event in replay_answer(known, known.hits[:rerank_top_k]):
+            yield event
+        return
+    found = await rerank_found(query, question.collection, found, steps.search, settings, clock)
+    hits = found.hits[:rerank_top_k]
     yield Retrieved(hits)
     flow = _Flow(question, query, steps, settings, clock, found, hits)
     await flow.judge()
@@ -149,7 +121,10 @@ async def stream_answer(
                 yield event
     if clock.degraded:
         yield Degraded(tuple(clock.degraded))
-    yield Done(flow.answer())
+    made = flow.answer()
+    if lookup is not None:
+        lookup.keep(made)
+    yield Done(made)
 
 
 @dataclass(slots=True)
@@ -339,7 +314,7 @@ class _Flow:
                 for start, end in complete_sentences(text, done=False, start=taken):
                     taken = end
                     yield text[start:end]
-            for start, end in _last_sentences(text, taken, finish_reason):
+            for start, end in last_sentences(text, taken, cut=finish_reason == "length"):
                 yield text[start:end]
         finally:
             if isinstance(pieces, AsyncGenerator):
@@ -385,11 +360,3 @@ class _Flow:
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
         )
-
-
-def _last_sentences(text: str, start: int, finish_reason: str | None) -> list[Span]:
-    """What is left at the end; a sentence that the token limit cut off is not one."""
-    spans = complete_sentences(text, done=True, start=start)
-    if finish_reason == "length" and spans and not _ENDED.search(text[slice(*spans[-1])]):
-        return spans[:-1]
-    return spans

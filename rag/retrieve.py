@@ -106,9 +106,18 @@ async def retrieve(
     with clock.timed("fuse"):
         # All that either branch found: a reranker reads its own number of candidates from the top.
         hits = fuse_hits([result.hits for result in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
-    if rerank and hits and understands(settings.reranker.languages, query):
-        hits = await _rerank(query, collection, hits, steps, settings, clock)
-    return SearchResult(tuple(hits), found[0].index_version)
+    fused = SearchResult(tuple(hits), found[0].index_version)
+    return await rerank_found(query, collection, fused, steps, settings, clock) if rerank else fused
+
+
+async def rerank_found(
+    query: str, collection: str, found: SearchResult, steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> SearchResult:
+    """What `retrieve` found without reranking, reranked; as it is where the reranker cannot read the query or fails."""
+    if not found.hits or not understands(settings.reranker.languages, query):
+        return found
+    hits = await _rerank(query, collection, list(found.hits), steps, settings, clock)
+    return SearchResult(tuple(hits), found.index_version)
 
 
 def scored_text(hit: Hit) -> tuple[str, int]:

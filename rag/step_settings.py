@@ -169,6 +169,28 @@ class EvidenceSettings(StepSettings):
     fitted_for: FittedModels | None = Field(None, description="with other models no service starts; none: with any")
 
 
+class CacheSettings(StepSettings):
+    """What each replica of the orchestrator remembers: so many entries, those used last; 0: none. See rag.cache and
+    rag.answer_cache."""
+
+    embeddings: int = Field(4096, ge=0, description="queries with their vectors")
+    answers: int = Field(1024, ge=0, description="questions with their answers")
+    min_similarity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="cosine from which on a question in other words gets another one's answer; none: never",
+    )
+
+    @model_validator(mode="after")
+    def _keep_answers(self) -> Self:
+        if self.min_similarity is not None and not self.answers:
+            raise ValueError(
+                "cache.min_similarity finds nothing while cache.answers is 0: raise that, or set no min_similarity"
+            )
+        return self
+
+
 class PromptSettings(StepSettings):
     """Token budgets of the prompt's parts, in the LLM's tokens."""
 

@@ -278,7 +278,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for."""
+    """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for.
+
+    `cached`: it is that of the same question asked before, or of a similar one; `query` and `hits` are then that one's.
+    """
 
     status: Literal["answered", "abstained"]
     answer: str
@@ -296,6 +299,7 @@ class Answer:
     hits: tuple[Hit, ...] = ()
     query: str = ""
     prompt_hash: str | None = None
+    cached: Literal["exact", "semantic"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from rag.config import Settings
-from rag.pipeline import Cited, Degraded, Done, Event, Retrieved, Steps, Token, stream_answer
+from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
+from rag.pipeline import Steps, stream_answer
 from rag.types import Question
 from tests.pipeline_fakes import (
     text_of,

@@ -15,6 +15,7 @@ from rag.filters import Filter
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
 from rag.step_settings import EvidenceSettings
+from rag.store import MilvusStore
 from rag.types import (
     Chunk,
     Generate,
@@ -150,6 +151,23 @@ class ScriptedLLM:
             self.closed += 1
 
 
+class ReadingLLM:
+    """Repeats the first sentence of the first passage; counts its answers, and calls `meanwhile` before each."""
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.answers = 0
+        self.meanwhile = meanwhile
+
+    async def __call__(
+        self, messages: list[Message], *, model: str | None, max_tokens: int, temperature: float
+    ) -> AsyncIterator[GeneratedText]:
+        self.answers += 1
+        self.meanwhile()
+        await asyncio.sleep(0)
+        yield GeneratedText(messages[-1].content.split("\n")[1].split(". ")[0].rstrip(".") + ".")
+        yield FINISHED
+
+
 def says(*texts: str) -> ScriptedLLM:
     """An LLM that writes the texts word by word and finishes."""
     words = [f"{word} " for text in texts for word in text.split(" ")]
@@ -178,7 +196,11 @@ def late(seconds: float) -> Callable[..., Awaitable[Any]]:
 
 def make_search(documents: Mapping[str, Sequence[str]] = DOCUMENTS, **steps: Any) -> SearchSteps:
     """The searching side over `documents`; `steps` stand in for single ones."""
-    store = stored_documents(documents)
+    return search_over(stored_documents(documents), **steps)
+
+
+def search_over(store: InMemoryStore | MilvusStore, **steps: Any) -> SearchSteps:
+    """The searching side over a store; `steps` stand in for single ones."""
 
     async def lexical_search(
         collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None

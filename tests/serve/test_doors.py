@@ -20,6 +20,7 @@ from rag.config import Settings, load_settings
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S, build_fake_app
 
 PROBLEM = "application/problem+json"
+ANEW = {"temperature": 0.5}  # an answer for which the LLM draws its words is never one from the cache
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_proxy_that_starts_slowly_is_waited_for_while_the_graph_starts(client:
 
 
 def test_an_answer_has_the_contract_s_shape_and_a_verbatim_quote(client: httpx.Client) -> None:
-    response = ask(client, "Which port does the service listen on?")
+    response = ask(client, "Which port does the service listen on?", **ANEW)
     assert response.status_code == 200, response.text
     body = response.json()
     assert body["status"] == "answered"
@@ -108,6 +109,7 @@ def test_an_answer_has_the_contract_s_shape_and_a_verbatim_quote(client: httpx.C
     assert body["degraded"] == []
     assert body["unsupported"] == []
     assert body["usage"]["completion_tokens"] > 0
+    assert body["cached"] is None
     for stage in (
         "queue",
         "embed",
@@ -146,6 +148,29 @@ def test_a_stream_carries_the_same_answer_in_order(client: httpx.Client) -> None
     assert "".join(data["text"] for _, name, data in events if name == "token") == done["answer"]
     assert [data for _, name, data in events if name == "citation"] == done["citations"]
     assert names.index("token") < names.index("citation")
+
+
+def test_the_same_question_at_any_door_is_answered_without_the_llm(client: httpx.Client, settings: Settings) -> None:
+    question = "How many characters may a question have, please?"
+    first = ask(client, question).json()
+    known = len(log_lines(settings))
+    again = ask(client, question, explain=True).json()
+    stream = events_of(ask(client, question, stream=True).text)
+    chat = {"model": "rag", "messages": [{"role": "user", "content": question}]}
+    openai_s = client.post("/v1/chat/completions", json=chat).json()["rag"]
+    assert len(log_lines(settings)) == known
+    assert [body["cached"] for body in (first, again, stream[-1][2], openai_s)] == [None, "exact", "exact", "exact"]
+    own = ("id", "request_id", "timings_ms", "usage", "cached")
+    said = {name: value for name, value in first.items() if name not in own}
+    for body in (again, stream[-1][2], openai_s):
+        assert {name: body[name] for name in said} == said
+        assert (body["usage"], "generate" in body["timings_ms"]) == (
+            {"prompt_tokens": 0, "completion_tokens": 0},
+            False,
+        )
+    assert len({body[name] for body in (first, again, openai_s) for name in ("id", "request_id")}) == 6
+    assert {passage["source"] for passage in again["passages"]} == set(DOCUMENTS)
+    assert [name for _, name, _ in stream] == ["retrieval", "token", "citation", "done"]
 
 
 def test_the_accept_header_asks_for_a_stream_too(client: httpx.Client) -> None:
@@ -285,7 +310,7 @@ def test_a_mistake_in_a_filter_is_a_problem_with_its_column(client: httpx.Client
 
 def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(client: httpx.Client) -> None:
     with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(lambda _: ask(client, "How long does the slow lamp burn?"), range(8)))
+        responses = list(pool.map(lambda _: ask(client, "How long does the slow lamp burn?", **ANEW), range(8)))
     statuses = sorted(response.status_code for response in responses)
     assert statuses == [200] * 3 + [503] * 5
     for response in responses:
@@ -324,7 +349,8 @@ def test_openai_s_client_waits_for_a_place_as_long_as_it_is_told(client: httpx.C
     with openai.OpenAI(base_url=str(client.base_url.join("/v1")), api_key="none", max_retries=8) as sdk:
 
         def complete(_: int) -> str | None:
-            return sdk.chat.completions.create(model="rag", messages=messages).choices[0].message.content
+            done = sdk.chat.completions.create(model="rag", messages=messages, **ANEW)
+            return done.choices[0].message.content
 
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(complete, range(4)))  # one of them is over the queue at first
@@ -339,9 +365,9 @@ def test_a_client_that_goes_away_stops_the_generation(
 ) -> None:
     known = len(log_lines(settings))
     question = "How long does the slow lamp burn?"
-    asked: dict[str, Any] = {"question": question}
+    asked: dict[str, Any] = {"question": question, **ANEW}
     if path != "/ask":
-        asked = {"model": "rag", "messages": [{"role": "user", "content": question}]}
+        asked = {"model": "rag", "messages": [{"role": "user", "content": question}], **ANEW}
     body = json.dumps({**asked, "stream": stream}).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", settings.serve.port)) as connection:

@@ -37,6 +37,7 @@ RAG = {
     # values
     "types": {"filters"},
     "errors": set[str](),
+    "events": {"types"},
     "language": set[str](),
     "profiles": set[str](),
     "config": {"errors", "profiles", "step_settings"},
@@ -73,7 +74,11 @@ RAG = {
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
+    "cache": {"types"},
+    "paraphrase": {"claims", "language"},
+    "answer_cache": EVERY_STEP | {"cache", "clock", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
+    | {"answer_cache", "events"}
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},

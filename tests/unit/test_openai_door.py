@@ -15,7 +15,8 @@ from fastapi import FastAPI, Request
 from deployments.ingress import create_api
 from deployments.openai import ChatDoors, current_doors
 from rag.errors import OverloadedError, RagError, StageError, UnknownCollectionError
-from rag.pipeline import Done, Event, Token, answer, stream_answer
+from rag.events import Done, Event, Token
+from rag.pipeline import answer, stream_answer
 from rag.step_settings import ServeSettings
 from rag.types import Question
 from tests.pipeline_fakes import ScriptedLLM, make_settings, make_steps, says

@@ -14,7 +14,8 @@ from rag.errors import (
     OverloadedError,
     StageError,
 )
-from rag.pipeline import ABSTENTION, Done, Retrieved, Token, answer, stream_answer
+from rag.events import Done, Retrieved, Token
+from rag.pipeline import ABSTENTION, answer, stream_answer
 from rag.types import GeneratedText, Message, Question, SearchResult, Usage
 from tests.pipeline_checks import answer_of, events_of
 from tests.pipeline_fakes import (

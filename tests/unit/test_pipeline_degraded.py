@@ -12,7 +12,8 @@ from rag.errors import (
     StoreUnavailableError,
     UnknownCollectionError,
 )
-from rag.pipeline import Cited, Retrieved, Token, answer, stream_answer
+from rag.events import Cited, Retrieved, Token
+from rag.pipeline import answer, stream_answer
 from rag.types import Question
 from tests.pipeline_checks import answer_of
 from tests.pipeline_fakes import (

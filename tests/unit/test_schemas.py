@@ -125,6 +125,7 @@ async def test_an_answer_s_body_has_the_contract_s_fields_and_is_json() -> None:
         "model",
         "usage",
         "timings_ms",
+        "cached",
     ]
     assert list(body["citations"][0]) == [
         "marker",

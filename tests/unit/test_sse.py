@@ -11,7 +11,8 @@ import pytest
 
 from deployments.sse import encode_event, encode_events, event_name_and_data, with_comments
 from rag.errors import StageError
-from rag.pipeline import Cited, Degraded, Done, Retrieved, Token, answer, stream_answer
+from rag.events import Cited, Degraded, Done, Retrieved, Token
+from rag.pipeline import answer, stream_answer
 from rag.types import Question
 from tests.pipeline_fakes import make_settings, make_steps, says
 
