@@ -49,6 +49,10 @@ class AskRequest(_Request):
     stream: bool = False
     explain: bool = False
 
+    def sticky_key(self, request_id: str) -> str:
+        """What decides on the LLM: the conversation's first question, from the second on; before it, this request."""
+        return next((turn.content for turn in self.conversation if turn.role == "user"), request_id)
+
     def to_question(self, groups: Groups, where: Filter | None) -> Question:
         """What the pipeline takes; `groups` are the caller's, `where` is the filter once parsed."""
         return Question(

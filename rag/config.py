@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -28,6 +29,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 
 from rag.errors import SettingsError
 from rag.profiles import PROFILES
+from rag.split import check_split
 from rag.step_settings import (
     ChunkSettings,
     DeadlineSettings,
@@ -36,6 +38,7 @@ from rag.step_settings import (
     GeneratorSettings,
     GroundingSettings,
     IngestSettings,
+    OtherGenerator,
     PromptSettings,
     RerankerSettings,
     RetrievalSettings,
@@ -89,6 +92,10 @@ class Settings(BaseSettings):
     prompt: PromptSettings = PromptSettings()
     grounding: GroundingSettings = GroundingSettings()
     generator: GeneratorSettings
+    generators: tuple[OtherGenerator, ...] = Field((), description="LLMs beside `generator`")
+    split: Mapping[str, float] = Field(
+        default_factory=dict, description="model_id -> weight, for questions that name no LLM; none: `generator` alone"
+    )
     deadlines: DeadlineSettings = DeadlineSettings()
     serve: ServeSettings = ServeSettings()
 
@@ -100,7 +107,26 @@ class Settings(BaseSettings):
     @property
     def model_references(self) -> tuple[str, ...]:
         """Every model that the service loads, once each."""
-        return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, self.generator.model)))
+        llms = (llm.model for llm in self.llms.values())
+        return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, *llms)))
+
+    @property
+    def llms(self) -> dict[str, GeneratorSettings]:
+        """Every LLM by its model_id, `generator` first."""
+        return {llm.model_id: llm for llm in (self.generator, *self.generators)}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights by which questions that name no LLM get one."""
+        return dict(self.split) or {self.generator.model_id: 1.0}
+
+    def for_llm(self, model_id: str) -> Settings:
+        """These settings with the LLM of that name as `generator`, its serving included. Raises KeyError."""
+        llm = self.llms[model_id]
+        if not isinstance(llm, OtherGenerator):
+            return self
+        serve = self.serve.model_copy(update={"generator": llm.serving})
+        return self.model_copy(update={"generator": llm, "serve": serve})
 
     @property
     def uploads_dir(self) -> Path:
@@ -123,13 +149,35 @@ class Settings(BaseSettings):
                 f"chunk.max_tokens is {self.chunk.max_tokens}, above embedder.max_tokens ({self.embedder.max_tokens}): "
                 "the end of a chunk would never be found; lower the one or raise the other"
             )
-        needed = self.prompt.passage_tokens + self.prompt.history_tokens + self.generator.max_tokens
-        if needed >= self.generator.max_model_len:
-            raise ValueError(
-                f"prompt.passage_tokens, prompt.history_tokens and generator.max_tokens add up to {needed}; "
-                f"generator.max_model_len ({self.generator.max_model_len}) has no room left for a question: "
-                "lower them or raise it"
-            )
+        for llm in (self.generator, *self.generators):
+            setting = "generators" if isinstance(llm, OtherGenerator) else "generator"
+            needed = self.prompt.passage_tokens + self.prompt.history_tokens + llm.max_tokens
+            if needed >= llm.max_model_len:
+                raise ValueError(
+                    f"prompt.passage_tokens, prompt.history_tokens and {setting}.max_tokens of {llm.model_id} add up "
+                    f"to {needed}; its max_model_len ({llm.max_model_len}) has no room left for a question: "
+                    "lower them or raise it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_names(self) -> Self:
+        """Each LLM has a name of its own, and those named elsewhere exist."""
+        names = [llm.model_id for llm in (self.generator, *self.generators)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two LLMs have the model_id {name!r}; give one of them another")
+            if name == "rag" or name.startswith("rag/"):
+                raise ValueError(f"model_id is {name!r}: `rag` and what begins with `rag/` name collections")
+        for llm in (self.generator, *self.generators):
+            unknown = [name for name in llm.fallback if name not in names or name == llm.model_id]
+            if unknown:
+                raise ValueError(
+                    f"the fallback of {llm.model_id} names {unknown[0]!r}; it may name: "
+                    f"{', '.join(name for name in names if name != llm.model_id) or 'none, it is the only LLM'}"
+                )
+        if self.split:
+            check_split(self.split, names)
         return self
 
     @classmethod

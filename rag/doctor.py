@@ -66,7 +66,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
     for role, reference in (
         ("embedder", settings.embedder.model),
         ("reranker", settings.reranker_model),
-        ("LLM", settings.generator.model),
+        *(("LLM", llm.model) for llm in settings.llms.values()),
     ):
         try:
             located = locate_model(reference, settings.cache_dir)
@@ -75,7 +75,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"{role} {reference}", str(error), False, "make setup, or set the model to a local folder")
         else:
             yield Finding(f"{role} {reference}", located)
-    yield Finding("LLM number format", choose_dtype(settings))
+    formats = dict.fromkeys(choose_dtype(settings.for_llm(name)) for name in settings.llms)
+    yield Finding("LLM number format", ", ".join(formats))
 
 
 def _gate(settings: Settings) -> Finding:

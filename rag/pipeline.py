@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -41,12 +40,10 @@ from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
 from rag.rewrite import rewrite_question
-from rag.sentences import complete_sentences, split_sentences
-from rag.types import Answer, Citation, CountTokens, Generate, Hit, Passage, Question, SearchResult, Span, Stage, Usage
+from rag.sentences import complete_sentences, last_sentences, split_sentences
+from rag.types import Answer, Citation, CountTokens, Generate, Hit, Passage, Question, SearchResult, Usage
 
 logger = logging.getLogger(__name__)
-
-_ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")
 
 ABSTENTION = {
     "latin": "The documents hold no answer to this question.",
@@ -92,7 +89,7 @@ class Cited:
 class Degraded:
     """The stages left out so far."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +136,7 @@ async def stream_answer(
     )
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
     yield Retrieved(hits)
-    flow = _Flow(question, query, steps, settings, clock, found, hits)
+    flow = _Flow(question, query, steps, settings, clock, found, hits, question.model or settings.generator.model_id)
     await flow.judge()
     if flow.verdict.decision == "abstain":
         yield Token(flow.abstain())
@@ -163,6 +160,7 @@ class _Flow:
     clock: RequestClock
     found: SearchResult  # every candidate
     hits: tuple[Hit, ...]  # those kept for the prompt
+    llm: str  # the one chosen; in its place the one of its fallback that answered
     verdict: Verdict = field(default_factory=lambda: Verdict("answer"))
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
@@ -206,38 +204,50 @@ class _Flow:
     async def write(self) -> AsyncGenerator[Event, None]:
         """The answer's events: generated while it is supported, else extracted, else an abstention.
 
-        An LLM that does not understand the question's language is not asked: all that it would write is thrown away.
+        Where the chosen LLM fails before anything was sent, the next of its `fallback` writes. One that does not
+        understand the question's language is not asked: all that it would write is thrown away.
         """
         assert self.evidence is not None
         relevance = question_relevance(self.evidence, self.similarity)
-        if understands(self.settings.generator.languages, self.question.text):
-            async with aclosing(self._generated(self.evidence, relevance)) as events:
-                async for event in events:
-                    yield event
+        llms, failed = self.settings.llms, list[str]()
+        for name in (self.llm, *llms[self.llm].fallback):
+            if not understands(llms[name].languages, self.question.text):
+                continue
+            try:
+                async with aclosing(self._generated(name, self.evidence, relevance)) as events:
+                    async for event in events:
+                        yield event
+            except DEGRADABLE as error:
+                logger.warning("answering without the LLM %s: %s", name, error)
+                failed.append(name)
+            if self.written.text or name not in failed:
+                self.llm = name
+                break
+        for name in failed:
+            self.clock.leave_out("generate", None if self.llm in failed else name)
         if not self.written.text:
             for event in self._without_support(self.evidence, relevance):
                 yield event
 
-    async def _generated(self, evidence: Evidence, relevance: list[np.ndarray]) -> AsyncGenerator[Event, None]:
-        """What the LLM writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
+    async def _generated(
+        self, llm: str, evidence: Evidence, relevance: list[np.ndarray]
+    ) -> AsyncGenerator[Event, None]:
+        """What it writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
         held: list[Grounded] = []
-        try:
-            async with aclosing(self._sentences()) as sentences:
-                async for sentence in sentences:
-                    grounded, good = await self._judge(sentence, evidence, relevance)
-                    # Small models repeat themselves.
-                    if grounded is None or any(grounded.text == other.text for other in held):
-                        continue
-                    held.append(grounded)
-                    if good or self.written.text:
-                        for event in self._send(held):
-                            yield event
-                        held = []
-                    if len(self.written.citations) == self.settings.grounding.max_sentences:
-                        return
-        except DEGRADABLE as error:
-            logger.warning("answering without the LLM: %s", error)
-            self.clock.leave_out("generate")
+        self.refused = False
+        async with aclosing(self._sentences(llm)) as sentences:
+            async for sentence in sentences:
+                grounded, good = await self._judge(sentence, evidence, relevance)
+                # Small models repeat themselves.
+                if grounded is None or any(grounded.text == other.text for other in held):
+                    continue
+                held.append(grounded)
+                if good or self.written.text:
+                    for event in self._send(held):
+                        yield event
+                    held = []
+                if len(self.written.citations) == self.settings.grounding.max_sentences:
+                    return
 
     def _prepare(self) -> Evidence:
         """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
@@ -304,17 +314,17 @@ class _Flow:
             events.extend(Cited(citation) for citation in self.written.citations[known:])
         return events
 
-    async def _sentences(self) -> AsyncGenerator[str, None]:
+    async def _sentences(self, llm: str) -> AsyncGenerator[str, None]:
         """The LLM's sentences, each as soon as it is complete.
 
         Raises StageTimeoutError when the stage's time is up; a sentence that was cut off by it is not given.
         """
         assert self.prompt is not None
-        generator = self.settings.generator
+        generator = self.settings.llms[llm]
         temperature = self.question.temperature
         pieces = self.steps.generate(
             self.prompt.messages,
-            model=self.question.model,
+            model=llm,
             max_tokens=min(self.question.max_tokens or generator.max_tokens, generator.max_tokens),
             temperature=generator.temperature if temperature is None else temperature,
         )
@@ -339,7 +349,7 @@ class _Flow:
                 for start, end in complete_sentences(text, done=False, start=taken):
                     taken = end
                     yield text[start:end]
-            for start, end in _last_sentences(text, taken, finish_reason):
+            for start, end in last_sentences(text, taken, cut=finish_reason == "length"):
                 yield text[start:end]
         finally:
             if isinstance(pieces, AsyncGenerator):
@@ -378,18 +388,10 @@ class _Flow:
             degraded=tuple(self.clock.degraded),
             collection=self.question.collection,
             index_version=self.found.index_version,
-            model=self.question.model or self.settings.generator.model_id,
+            model=self.llm,
             usage=self.usage,
             timings_ms=dict(self.clock.timings_ms),
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
         )
-
-
-def _last_sentences(text: str, start: int, finish_reason: str | None) -> list[Span]:
-    """What is left at the end; a sentence that the token limit cut off is not one."""
-    spans = complete_sentences(text, done=True, start=start)
-    if finish_reason == "length" and spans and not _ENDED.search(text[slice(*spans[-1])]):
-        return spans[:-1]
-    return spans

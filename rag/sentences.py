@@ -25,6 +25,7 @@ _FIRST_NUMBER = re.compile(r"\s*(?:1[.)]|①)\s")
 _TABLE_ROW = re.compile(r"\s*\|.*\|\s*$")
 _UNDERLINE = re.compile(r"\s*(?:=+|-{2,})\s*$")
 _TERMINATED = re.compile(r"[.!?。！？…:;]['\"”’)\]*_`]*(?:\s*\[\d+\])*\s*$")
+_ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")
 _LEADING_MARKERS = re.compile(r"(?:\[\d+(?:\s*[,;]\s*\d+)*\]\s*)+")
 _STARTS_AFRESH = re.compile(r"[\"'“‘(\[*_`]*(?:[A-Z0-9]|[\uac00-\ud7a3])")
 # Abbreviations that sentencex takes for the end of a sentence; after a number they are units.
@@ -73,6 +74,14 @@ def complete_sentences(text: str, done: bool, start: int = 0) -> list[Span]:
     if re.search(r"\w\s", text[left:]):
         return before
     return before[:-1] if before and "\n" not in text[before[-1][1] : left] else before
+
+
+def last_sentences(text: str, start: int, *, cut: bool) -> list[Span]:
+    """Those left at the end of a text, from `start` on; `cut`: a last one that has no end was cut off, and is none."""
+    spans = complete_sentences(text, done=True, start=start)
+    if cut and spans and not _ENDED.search(text[slice(*spans[-1])]):
+        return spans[:-1]
+    return spans
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:

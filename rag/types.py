@@ -278,7 +278,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for."""
+    """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for.
+
+    `degraded` names the stages left out; `generate:NAME` is an LLM in whose place its next one, `model`, answered.
+    """
 
     status: Literal["answered", "abstained"]
     answer: str
@@ -287,7 +290,7 @@ class Answer:
     citations: tuple[Citation, ...]
     unsupported: tuple[UnsupportedSpan, ...]
     confidence: float | None
-    degraded: tuple[Stage, ...]
+    degraded: tuple[str, ...]
     collection: str
     index_version: str
     model: str | None
@@ -357,10 +360,10 @@ class StoredTokenVectors(Protocol):
 
 
 class Generate(Protocol):
-    """Messages -> pieces of text, as the LLM writes them."""
+    """Messages -> pieces of text, as the LLM of that name writes them."""
 
     def __call__(
-        self, messages: list[Message], *, model: str | None, max_tokens: int, temperature: float
+        self, messages: list[Message], *, model: str, max_tokens: int, temperature: float
     ) -> AsyncIterator[GeneratedText]: ...
 
 
