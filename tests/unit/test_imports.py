@@ -39,8 +39,9 @@ RAG = {
     "errors": set[str](),
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "profiles", "step_settings"},
+    "config": {"errors", "profiles", "split", "step_settings"},
     "step_settings": {"language", "filters", "filter_language"},
+    "split": set[str](),
     "columns": set[str](),
     "filters": {"columns"},
     "filter_language": {"columns", "errors", "filters"},
@@ -84,7 +85,8 @@ RAG = {
     "cli_edge": {"config", "errors", "profiles"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
-    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"},
+    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"}
+    | {"split"},
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
