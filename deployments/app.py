@@ -45,7 +45,9 @@ def build_app(settings: Settings) -> Application:
     retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
     reranker = _reranker(settings, stage_requests, embedder)
     indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
-    generators = {name: _generator(settings.for_llm(name), settings.generator.model_id) for name in settings.llms}
+    generators = {
+        name: build_generator(settings.for_llm(name), settings.generator.model_id) for name in settings.engines
+    }
     orchestrator: Any = serve.deployment(
         serve.ingress(create_api(serving))(Orchestrator),
         **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
@@ -53,7 +55,7 @@ def build_app(settings: Settings) -> Application:
     return orchestrator.bind(settings, embedder, retriever, reranker, generators, indexer)
 
 
-def _generator(settings: Settings, first: str) -> Application:
+def build_generator(settings: Settings, first: str) -> Application:
     """The LLM that is these settings' `generator`; all but the first carry their name."""
     llm, serving = settings.generator, settings.serve
     deployment: Any = serve.deployment(

@@ -275,7 +275,9 @@ def build_steps(
     generators: dict[str, DeploymentHandle],
 ) -> Steps:
     """The handles as the flow's callables; Ray's errors become ours on the way."""
-    streaming = {name: handle.options(stream=True) for name, handle in generators.items()}
+    streaming = {name: generators[llm.model_id].options(stream=True) for name, llm in settings.llms.items()}
+    for name in (name for llm in settings.engines.values() for name in llm.adapters):
+        streaming[name] = streaming[name].options(multiplexed_model_id=name)
     # Late interaction has the query embedded.
     scoring = ("reranker", "embedder") if settings.reranker.kind == "maxsim" else ("reranker",)
 
@@ -311,7 +313,7 @@ def build_steps(
         remote = streaming[model].generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
         async with aclosing(iterate_stage("generate", remote)) as pieces:
             # Only the first piece can wait for a replica; once it came, a death ends the stream with an error.
-            async with watch().unless_down(generator_stage(model, settings), "generate"):
+            async with watch().unless_down(generator_stage(settings.llms[model].model_id, settings), "generate"):
                 first = await anext(pieces)
             yield first
             async for piece in pieces:

@@ -227,11 +227,9 @@ def split(context: click.Context, weights: tuple[str, ...], url: str | None) -> 
     from rag.client import ServiceClient
     from rag.split import check_split
 
-    given = {}
+    pairs = [_pair(one, "LLM=WEIGHT") for one in weights]
     try:
-        for one in weights:
-            name, weight = _pair(one, "LLM=WEIGHT")
-            given[name] = float(weight)
+        given = {name: float(weight) for name, weight in pairs}
         check_split(given, ServiceClient(find_url(context, url)).info()["models"]["generators"])
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="LLM=WEIGHT") from error
@@ -241,8 +239,8 @@ def split(context: click.Context, weights: tuple[str, ...], url: str | None) -> 
     from deployments.redeploy import change_split
 
     change_split(address, given)
-    for name, weight in given.items():
-        click.echo(f"{weight / sum(given.values()):.1%}  {name}")
+    for llm, share in given.items():
+        click.echo(f"{share / sum(given.values()):.1%}  {llm}")
 
 
 main.add_command(documents)

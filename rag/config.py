@@ -107,13 +107,19 @@ class Settings(BaseSettings):
     @property
     def model_references(self) -> tuple[str, ...]:
         """Every model that the service loads, once each."""
-        llms = (llm.model for llm in self.llms.values())
+        llms = (engine.model for engine in self.engines.values())
         return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, *llms)))
 
     @property
-    def llms(self) -> dict[str, GeneratorSettings]:
-        """Every LLM by its model_id, `generator` first."""
+    def engines(self) -> dict[str, GeneratorSettings]:
+        """Every LLM with an engine of its own by its model_id, `generator` first."""
         return {llm.model_id: llm for llm in (self.generator, *self.generators)}
+
+    @property
+    def llms(self) -> dict[str, GeneratorSettings]:
+        """What may be asked for: each engine by its name, and then each adapter, with its engine."""
+        engines = self.engines
+        return engines | {name: engine for engine in engines.values() for name in engine.adapters}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -121,8 +127,8 @@ class Settings(BaseSettings):
         return dict(self.split) or {self.generator.model_id: 1.0}
 
     def for_llm(self, model_id: str) -> Settings:
-        """These settings with the LLM of that name as `generator`, its serving included. Raises KeyError."""
-        llm = self.llms[model_id]
+        """These settings with the engine of that name as `generator`, its serving included. Raises KeyError."""
+        llm = self.engines[model_id]
         if not isinstance(llm, OtherGenerator):
             return self
         serve = self.serve.model_copy(update={"generator": llm.serving})
@@ -163,12 +169,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fit_names(self) -> Self:
         """Each LLM has a name of its own, and those named elsewhere exist."""
-        names = [llm.model_id for llm in (self.generator, *self.generators)]
+        names = [name for llm in (self.generator, *self.generators) for name in (llm.model_id, *llm.adapters)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two LLMs have the model_id {name!r}; give one of them another")
+                raise ValueError(f"two LLMs are called {name!r}; give one of them another model_id")
             if name == "rag" or name.startswith("rag/"):
-                raise ValueError(f"model_id is {name!r}: `rag` and what begins with `rag/` name collections")
+                raise ValueError(f"an LLM is called {name!r}: `rag` and what begins with `rag/` name collections")
         for llm in (self.generator, *self.generators):
             unknown = [name for name in llm.fallback if name not in names or name == llm.model_id]
             if unknown:

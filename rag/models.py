@@ -157,6 +157,17 @@ def embedding_dimension(settings: EmbedderSettings, cache_dir: Path) -> int:
         ) from error
 
 
+def adapter_rank(folder: Path) -> int:
+    """The rank of the LoRA adapter that PEFT saved in `folder`. Raises ModelError."""
+    path = model_file(str(folder.expanduser()), "adapter_config.json")
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} says no rank `r` ({type(error).__name__}: {error}); save the adapter again"
+        ) from error
+
+
 def choose_dtype(settings: Settings) -> str:
     """The LLM's number format. On a CPU: float16 where it computes it natively, else float32.
 

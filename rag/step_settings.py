@@ -6,6 +6,7 @@ Names of settings that a person may change stand in the README's table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -194,11 +195,17 @@ class GroundingSettings(StepSettings):
     )
 
 
+LLMName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/+-]{1,200}$")]
+
+
 class GeneratorSettings(StepSettings):
-    """An LLM behind vLLM. `model_id` is its name for whoever asks."""
+    """An LLM behind vLLM. `model_id` is its name for whoever asks, and not `rag`, which names collections."""
 
     model: str
-    model_id: str = Field(pattern=r"^[A-Za-z0-9._:/+-]{1,200}$", description="not `rag`, which names collections")
+    model_id: LLMName
+    adapters: Mapping[LLMName, Path] = Field(
+        default_factory=dict, description="its LoRA adapters: the name that each is asked for by -> its folder"
+    )
     fallback: tuple[str, ...] = Field((), description="model_ids of those asked, in this order, where it is down")
     languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -179,7 +179,7 @@ def build_fake_app(settings: Settings) -> Any:
         stage(FakeReranker).bind(),
         {
             name: stage(FakeGenerator).bind(settings.data_dir / "generator.log", settings.data_dir / f"{name}.hold")
-            for name in settings.llms
+            for name in settings.engines
         },
         stage(FakeIndexer).bind(),
     )

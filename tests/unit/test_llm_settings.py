@@ -50,10 +50,10 @@ def test_llms_come_from_a_file_each_with_its_own_serving(tmp_path: Path) -> None
         pytest.param({"split": {FIRST: 0}}, [f"split.{FIRST} is 0", "above 0"], id="weight_not_positive"),
         pytest.param({"split": {FIRST: "many"}}, ["setting split", "'many'"], id="weight_no_number"),
         pytest.param(
-            {"generators": [LARGE, LARGE]}, ["two LLMs have the model_id 'large'", "another"], id="name_twice"
+            {"generators": [LARGE, LARGE]}, ["two LLMs are called 'large'", "another model_id"], id="name_twice"
         ),
         pytest.param(
-            {"generators": [{**LARGE, "model_id": FIRST}]}, [f"two LLMs have the model_id '{FIRST}'"], id="first_twice"
+            {"generators": [{**LARGE, "model_id": FIRST}]}, [f"two LLMs are called '{FIRST}'"], id="first_twice"
         ),
         pytest.param(
             {"generators": [{**LARGE, "model_id": "rag/notes"}]}, ["'rag/notes'", "collections"], id="collection_s_name"
