@@ -159,7 +159,10 @@ def embedding_dimension(settings: EmbedderSettings, cache_dir: Path) -> int:
 
 def adapter_rank(folder: Path) -> int:
     """The rank of the LoRA adapter that PEFT saved in `folder`. Raises ModelError."""
-    path = model_file(str(folder.expanduser()), "adapter_config.json")
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"the adapter's folder {folder} is not there")
+    path = model_file(str(folder), "adapter_config.json")
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["r"])
     except (ValueError, KeyError, TypeError) as error:

@@ -36,7 +36,8 @@ async def write(name):
     return "".join([piece.text async for piece in pieces])
 async def write_all():
     return {name: await write(name) for name in names}
-print(json.dumps(asyncio.run(write_all())))
+loop = asyncio.new_event_loop()  # which outlives Serve's router on it
+print(json.dumps(loop.run_until_complete(write_all())))
 serve.shutdown()
 """
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve._private.build_app import build_app as build_serve_app
 
-from deployments.generator import generator_options
+from deployments.app import build_app
+from deployments.generator import Generator, generator_options
 from rag.config import load_settings
-from rag.errors import SettingsError
+from rag.errors import ModelError, SettingsError
+from rag.models import adapter_rank
 
 FIRST = "smollm2-135m-instruct"
 LARGE: dict[str, Any] = {"model": "/models/large", "model_id": "large"}
@@ -103,3 +106,57 @@ def test_an_llm_scales_between_its_bounds_where_it_has_two() -> None:
         "max_replicas": 4,
         "target_ongoing_requests": scaled.generator.max_num_seqs / 2,
     }
+
+
+def test_each_llm_is_a_deployment_of_its_own() -> None:
+    others = [
+        {**LARGE, "serving": {"num_cpus": 2, "max_replicas": 3}},
+        {**LARGE, "model_id": "org/two", "adapters": {"tuned": "/models/tuned"}},
+    ]
+    settings = load_settings(profile="embedded", generators=others)
+    built = build_serve_app(build_app(settings), name="rag")
+    found = {one.name: one for one in built.deployments if one.func_or_class is Generator}
+    assert list(found) == ["Generator", "Generator-large", "Generator-org-two"]
+    scaling = found["Generator-large"]._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    assert found["Generator"].num_replicas == 1
+    for name, model_id in zip(found, [FIRST, "large", "org/two"], strict=True):
+        given: Any = found[name].init_args[0]
+        assert given.generator.model_id == model_id
+    cpus = [one._replica_config.placement_group_bundles[0]["CPU"] for one in found.values()]
+    assert cpus == [2, 3, 2]  # a worker's CPU and the replica's own
+
+
+def test_an_adapter_is_asked_for_like_an_llm_and_has_its_engine_s_settings(tmp_path: Path) -> None:
+    generator = {"adapters": {"tuned": str(tmp_path)}, "fallback": []}
+    settings = load_settings(profile="embedded", generator=generator, split={FIRST: 1, "tuned": 1})
+    assert list(settings.llms) == [FIRST, "tuned"]
+    assert list(settings.engines) == [FIRST]
+    assert settings.llms["tuned"] is settings.generator
+    with pytest.raises(SettingsError, match="two LLMs are called 'tuned'"):
+        load_settings(profile="embedded", generator=generator, generators=[{**LARGE, "model_id": "tuned"}])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        pytest.param(None, "no adapter_config.json", id="no_adapter"),
+        pytest.param("{", "says no rank", id="no_json"),
+        pytest.param('{"peft_type": "LORA"}', "says no rank", id="no_rank"),
+    ],
+)
+def test_a_folder_that_holds_no_adapter_is_named(tmp_path: Path, config: str | None, told: str) -> None:
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(ModelError) as refused:
+        adapter_rank(tmp_path)
+    assert told in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_an_adapter_s_rank_is_what_peft_saved(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 12}', encoding="utf-8")
+    assert adapter_rank(tmp_path) == 12
+    with pytest.raises(ModelError, match="is not there"):
+        adapter_rank(tmp_path / "missing")
