@@ -92,7 +92,7 @@ class Orchestrator:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes `split`, model_id -> weight, from now on; Serve calls it with the `user_config`. Raises ValueError."""
-        split = user_config["split"]
+        split = user_config.get("split", {})
         check_split(split, self._settings.llms)
         self._split = split
 

@@ -176,11 +176,12 @@ class Settings(BaseSettings):
             if name == "rag" or name.startswith("rag/"):
                 raise ValueError(f"an LLM is called {name!r}: `rag` and what begins with `rag/` name collections")
         for llm in (self.generator, *self.generators):
-            unknown = [name for name in llm.fallback if name not in names or name == llm.model_id]
+            others = [name for name in names if name != llm.model_id and name not in llm.adapters]
+            unknown = [name for name in llm.fallback if name not in others]
             if unknown:
                 raise ValueError(
                     f"the fallback of {llm.model_id} names {unknown[0]!r}; it may name: "
-                    f"{', '.join(name for name in names if name != llm.model_id) or 'none, it is the only LLM'}"
+                    f"{', '.join(others) or 'none, it is the only LLM'}"
                 )
         if self.split:
             check_split(self.split, names)

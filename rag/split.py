@@ -9,13 +9,13 @@ from collections.abc import Collection, Mapping
 
 def check_split(split: Mapping[str, float], llms: Collection[str]) -> None:
     """Raises ValueError when a weight is not positive, when there is none, or when it is not of one of `llms`."""
-    if not split:
+    if not isinstance(split, Mapping) or not split:
         raise ValueError(f"split names no LLM; give a weight to one or more of: {', '.join(llms)}")
     for name, weight in split.items():
         if name not in llms:
             raise ValueError(f"split names {name!r}; the LLMs are: {', '.join(llms)}")
-        if not 0 < weight < math.inf:
-            raise ValueError(f"split.{name} is {weight:g}: a weight must be above 0; leave out who is to get none")
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"split.{name} is {weight!r}: a weight must be above 0; leave out who is to get none")
 
 
 def choose_llm(key: str, split: Mapping[str, float]) -> str:

@@ -28,7 +28,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param([], 2, "Missing argument 'LLM=WEIGHT...'", id="none"),
         pytest.param(["small"], 2, "'small' is not of the form k=v", id="no_weight"),
         pytest.param(["small=much"], 2, "could not convert string to float: 'much'", id="no_number"),
-        pytest.param(["small=0"], 2, "split.small is 0: a weight must be above 0", id="zero"),
+        pytest.param(["small=0"], 2, "split.small is 0.0: a weight must be above 0", id="zero"),
         pytest.param(["small=nan"], 2, "split.small is nan", id="nan"),
         pytest.param(["small=1", "huge=1"], 2, "split names 'huge'; the LLMs are: small, large", id="unknown"),
         pytest.param(["small=1"], 3, "no service has been started in", id="service_of_another_data_dir"),

@@ -129,11 +129,13 @@ def test_each_llm_is_a_deployment_of_its_own() -> None:
 
 
 def test_an_adapter_is_asked_for_like_an_llm_and_has_its_engine_s_settings(tmp_path: Path) -> None:
-    generator = {"adapters": {"tuned": str(tmp_path)}, "fallback": []}
+    generator = {"adapters": {"tuned": str(tmp_path)}}
     settings = load_settings(profile="embedded", generator=generator, split={FIRST: 1, "tuned": 1})
     assert list(settings.llms) == [FIRST, "tuned"]
     assert list(settings.engines) == [FIRST]
     assert settings.llms["tuned"] is settings.generator
+    with pytest.raises(SettingsError, match="names 'tuned'; it may name: none, it is the only LLM"):
+        load_settings(profile="embedded", generator={**generator, "fallback": ["tuned"]})
     with pytest.raises(SettingsError, match="two LLMs are called 'tuned'"):
         load_settings(profile="embedded", generator=generator, generators=[{**LARGE, "model_id": "tuned"}])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -52,10 +53,12 @@ def test_a_single_llm_gets_every_key_also_one_that_is_no_unicode() -> None:
         pytest.param({"a": 1, "b": -2}, "split.b is -2", id="negative"),
         pytest.param({"a": math.nan}, "split.a is nan", id="nan"),
         pytest.param({"a": math.inf}, "split.a is inf", id="infinite"),
+        pytest.param({"a": "1"}, "split.a is '1'", id="text"),
+        pytest.param(5, "give a weight", id="no_mapping"),
         pytest.param({}, "give a weight to one or more of: a, b", id="empty"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(split: dict[str, float], told: str) -> None:
+def test_a_split_that_cannot_be_is_refused(split: Any, told: str) -> None:
     with pytest.raises(ValueError, match=r".") as refused:
         check_split(split, ["a", "b"])
     assert told in str(refused.value)
