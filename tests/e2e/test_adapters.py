@@ -71,7 +71,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         command.insert(3, folder)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    # Ray, when it ends, prints there too.
+    found: dict[str, str] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return found
 
 
