@@ -6,6 +6,7 @@
 
 # No `from __future__ import annotations` here: Serve reads build_app's annotation to make Settings of a config's args.
 
+import re
 from typing import Any
 
 from ray import serve
@@ -32,7 +33,7 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 
 def build_app(settings: Settings) -> Application:
-    """The graph: the orchestrator over embedder, retriever, reranker, generator and indexer.
+    """The graph: the orchestrator over embedder, retriever, reranker, a generator for each LLM, and indexer.
 
     Raises SettingsError for an evidence gate that was fitted to other models.
     """
@@ -44,19 +45,27 @@ def build_app(settings: Settings) -> Application:
     retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
     reranker = _reranker(settings, stage_requests, embedder)
     indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
-    generator_deployment: Any = serve.deployment(
-        Generator,
-        num_replicas=serving.generator.replicas,
-        **_limits(serving.max_inflight + SPARE_REQUESTS),
-        graceful_shutdown_timeout_s=settings.deadlines.generate_s + 5,
-        **generator_options(settings.generator, serving.generator),
-    )
-    generator = generator_deployment.bind(settings, HEALTH_CHECK_TIMEOUT_S)
+    generators = {
+        name: build_generator(settings.for_llm(name), settings.generator.model_id) for name in settings.engines
+    }
     orchestrator: Any = serve.deployment(
         serve.ingress(create_api(serving))(Orchestrator),
         **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
     )
-    return orchestrator.bind(settings, embedder, retriever, reranker, generator, indexer)
+    return orchestrator.bind(settings, embedder, retriever, reranker, generators, indexer)
+
+
+def build_generator(settings: Settings, first: str) -> Application:
+    """The LLM that is these settings' `generator`; all but the first carry their name."""
+    llm, serving = settings.generator, settings.serve
+    deployment: Any = serve.deployment(
+        Generator,
+        name="Generator" if llm.model_id == first else f"Generator-{re.sub('[^A-Za-z0-9.-]', '-', llm.model_id)}",
+        **_limits(serving.max_inflight + SPARE_REQUESTS),
+        graceful_shutdown_timeout_s=settings.deadlines.generate_s + 5,
+        **generator_options(llm, serving.generator),
+    )
+    return deployment.bind(settings, HEALTH_CHECK_TIMEOUT_S)
 
 
 def _reranker(settings: Settings, max_ongoing: int, embedder: Application) -> Application:

@@ -13,7 +13,7 @@ from typing import Any
 from rag.config import Settings
 from rag.imports import without_collection
 from rag.models import locate_model, read_format_checks
-from rag.step_settings import GeneratorSettings, StageServing
+from rag.step_settings import GeneratorServing, GeneratorSettings, StageServing
 from rag.types import GeneratedText, Message
 
 
@@ -61,18 +61,33 @@ class Generator:
         await asyncio.wait_for(self._server.is_sleeping(), self._health_timeout_s)
 
 
-def generator_options(generator: GeneratorSettings, serving: StageServing) -> dict[str, Any]:
-    """Serve's options for the Generator: its environment, and the same placement that Ray Serve LLM would ask for."""
+def generator_options(generator: GeneratorSettings, serving: GeneratorServing) -> dict[str, Any]:
+    """Serve's options for the Generator: its replicas, its environment, and the same placement that Ray Serve LLM would
+    ask for."""
     workers = [_worker_bundle(generator, serving) for _ in range(generator.tensor_parallel)]
     # The replica shares the first worker's bundle.
     workers[0]["CPU"] = workers[0].get("CPU", 0) + serving.num_cpus
     return {
+        **_replicas(generator, serving),
         "placement_group_bundles": workers,
         "placement_group_strategy": "PACK",
         "ray_actor_options": {
             "num_cpus": serving.num_cpus,
             "runtime_env": {"env_vars": engine_environment(generator, serving)},
         },
+    }
+
+
+def _replicas(generator: GeneratorSettings, serving: GeneratorServing) -> dict[str, Any]:
+    if serving.max_replicas is None:
+        return {"num_replicas": serving.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": serving.replicas,
+            "max_replicas": serving.max_replicas,
+            # Another engine is worth its start well before the batches of those that there are are full.
+            "target_ongoing_requests": generator.max_num_seqs / 2,
+        }
     }
 
 

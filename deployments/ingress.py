@@ -27,7 +27,7 @@ from deployments.jobs import JobStore
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
 from deployments.responses import EVENT_NAMES, Responses, problems, streamed
-from deployments.schemas import answer_body, answer_id, degraded_header, search_body, to_question
+from deployments.schemas import answer_body, answer_id, degraded_header, search_body, sticky_key, to_question
 from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
@@ -42,6 +42,7 @@ from rag.filters import Filter
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
+from rag.split import check_split, choose_llm
 from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
@@ -67,17 +68,14 @@ class Orchestrator:
         embedder: DeploymentHandle,
         retriever: DeploymentHandle,
         reranker: DeploymentHandle,
-        generator: DeploymentHandle,
+        generators: dict[str, DeploymentHandle],  # by model_id
         indexer: DeploymentHandle,
     ) -> None:
         self._settings = settings
-        stages = {
-            "embedder": embedder,
-            "retriever": retriever,
-            "reranker": reranker,
-            "generator": generator,
-        }
-        self._handles = {**stages, "indexer": indexer}
+        self._split = settings.shares
+        stages = {"embedder": embedder, "retriever": retriever, "reranker": reranker}
+        llms = {generator_stage(name, settings): handle for name, handle in generators.items()}
+        self._handles = {**stages, **llms, "indexer": indexer}
         jobs = JobStore(settings.data_dir)
         self.documents = DocumentDoors(
             Intake(settings.serve, jobs, settings.store.metadata_fields),
@@ -86,12 +84,30 @@ class Orchestrator:
             frozenset(settings.serve.anonymous_groups),
         )
         self.chat = ChatDoors(
-            settings.generator.model_id, self._groups(), self._answer, self._events, self._index_versions
+            tuple(settings.llms), self._groups(), self.with_llm, self._answer, self._events, self._index_versions
         )
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
-        self._steps = build_steps(settings, self._watch, **stages)
+        self._steps = build_steps(settings, self._watch, **stages, generators=generators)
         terms("준비")  # loads the Korean model before the first question waits for it
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes `split`, model_id -> weight, from now on; Serve calls it with the `user_config`. Raises ValueError."""
+        split = user_config.get("split", {})
+        check_split(split, self._settings.llms)
+        self._split = split
+
+    def with_llm(self, question: Question, key: str) -> Question:
+        """The question with the LLM that is to answer it: the one that it names, else the key's by the split.
+
+        Raises UnknownModelError.
+        """
+        llms = self._settings.llms
+        if question.model is None:
+            return replace(question, model=choose_llm(key, self._split))
+        if question.model not in llms:
+            raise UnknownModelError(f"no LLM is served as {question.model!r}; there are: {', '.join(llms)}")
+        return question
 
     def _watch(self) -> Watch:
         """Made with the first call, on the event loop that serves."""
@@ -102,9 +118,9 @@ class Orchestrator:
     @router.post("/ask", response_model=None, responses=ASKED)
     async def ask(self, body: AskRequest, request: Request) -> Response:
         """Answers one question, whole or as server-sent events."""
-        self._check_model(body.model)
-        question = to_question(body, self._groups(), self._parse_filter(body.filter))
         request_id = request.state.request_id
+        question = to_question(body, self._groups(), self._parse_filter(body.filter))
+        question = self.with_llm(question, sticky_key(body, request_id))
 
         def content(done: Done) -> dict[str, Any]:
             return answer_body(done.answer, answer_id(), request_id, explain=body.explain)
@@ -166,7 +182,8 @@ class Orchestrator:
             "models": {
                 "embedder": settings.embedder.model,
                 "reranker": {"kind": settings.reranker.kind, "model": settings.reranker_model},
-                "generators": [settings.generator.model_id],
+                "generators": list(settings.llms),
+                "split": self._split,
             },
             "limits": {
                 "question_chars": MAX_QUESTION_CHARS,
@@ -185,26 +202,24 @@ class Orchestrator:
     async def warm_up(self) -> dict[str, float]:
         """Answers a question over a passage of our own through every stage. Raises StageError when one is left out.
 
-        Each stage may take all the time there is: a model's first use is its slowest, more so on a busy machine.
-        Returns the answer's timings in ms.
+        It is asked of each LLM in turn. Each stage may take all the time there is: a model's first use is its slowest,
+        more so on a busy machine.
+        Returns the last answer's timings in ms.
         """
         await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
         search = replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit)
         steps = replace(self._steps, search=search, answers=None)
         patient = DeadlineSettings(**dict.fromkeys(DeadlineSettings.model_fields, WARM_UP_DEADLINE_S))
         settings = self._settings.model_copy(update={"deadlines": patient})
-        done = await answer(Question(WARM_UP_QUESTION), steps, settings)
-        if done.degraded:
-            raise StageError(done.degraded[0], "left out of the warm-up question")
+        for name in settings.llms:
+            done = await answer(Question(WARM_UP_QUESTION, model=name), steps, settings)
+            if done.degraded:
+                raise StageError(done.degraded[0], "left out of the warm-up question")
         return dict(done.timings_ms)
 
     async def _index_versions(self) -> dict[str, str]:
         """Each collection's current index version."""
         return await call_stage("retriever", lambda: self._handles["retriever"].index_versions.remote())
-
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self._settings.generator.model_id:
-            raise UnknownModelError(f"no LLM is served as {model!r}; there is {self._settings.generator.model_id!r}")
 
     def _groups(self) -> Groups:
         """The caller's groups: until there are keys, every caller is anonymous."""
@@ -229,6 +244,11 @@ class Orchestrator:
                 return Done(await answer(question, self._steps, self._settings, queue_s=queue_s))
 
         return await _until_disconnect(request, work())
+
+
+def generator_stage(model_id: str, settings: Settings) -> str:
+    """What an LLM's deployment is called where stages are named: `generator`, the others with their name."""
+    return "generator" if model_id == settings.generator.model_id else f"generator:{model_id}"
 
 
 def create_api(serving: ServeSettings) -> FastAPI:
@@ -258,10 +278,12 @@ def build_steps(
     embedder: DeploymentHandle,
     retriever: DeploymentHandle,
     reranker: DeploymentHandle,
-    generator: DeploymentHandle,
+    generators: dict[str, DeploymentHandle],
 ) -> Steps:
     """The handles as the flow's callables; Ray's errors become ours on the way."""
-    streaming = generator.options(stream=True)
+    streaming = {name: generators[llm.model_id].options(stream=True) for name, llm in settings.llms.items()}
+    for name in (name for llm in settings.engines.values() for name in llm.adapters):
+        streaming[name] = streaming[name].options(multiplexed_model_id=name)
     # Late interaction has the query embedded.
     scoring = ("reranker", "embedder") if settings.reranker.kind == "maxsim" else ("reranker",)
 
@@ -292,16 +314,12 @@ def build_steps(
         return await call_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
 
     async def generate(
-        messages: list[Message],
-        *,
-        model: str | None,  # noqa: ARG001  # one LLM is served; the door refuses other names
-        max_tokens: int,
-        temperature: float,
+        messages: list[Message], *, model: str, max_tokens: int, temperature: float
     ) -> AsyncIterator[GeneratedText]:
-        remote = streaming.generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
+        remote = streaming[model].generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
         async with aclosing(iterate_stage("generate", remote)) as pieces:
             # Only the first piece can wait for a replica; once it came, a death ends the stream with an error.
-            async with watch().unless_down("generator", "generate"):
+            async with watch().unless_down(generator_stage(settings.llms[model].model_id, settings), "generate"):
                 first = await anext(pieces)
             yield first
             async for piece in pieces:
@@ -309,7 +327,12 @@ def build_steps(
 
     embed_once = QueryEmbeddings(embed, settings.cache.embeddings)
     search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
-    count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
+    models = dict.fromkeys(llm.model for llm in settings.llms.values())
+    counters = [load_token_counter(locate_model(model, settings.cache_dir)) for model in models]
+
+    def count_tokens(text: str) -> int:
+        return max(count(text) for count in counters)  # the prompt has to fit whichever LLM gets it
+
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
     return Steps(search, generate, count_tokens, answers)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
+from ray import serve
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
+from vllm.config.lora import MaxLoRARanks
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMError
@@ -17,7 +21,7 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from deployments.generator import engine_environment
 from rag.config import Settings
 from rag.errors import ModelError, StageError
-from rag.models import FormatCheck, choose_dtype
+from rag.models import FormatCheck, adapter_rank, choose_dtype
 from rag.step_settings import GeneratorSettings, StageServing
 from rag.types import GeneratedText, Message, Usage
 
@@ -32,9 +36,10 @@ class TextServer(LLMServer):  # type: ignore[misc]  # ray ships no types for it
     async def write(
         self, messages: list[Message], *, max_tokens: int, temperature: float
     ) -> AsyncGenerator[GeneratedText, None]:
-        """See Generator.generate."""
+        """See Generator.generate. The call's multiplexed model id, where it has one, is the adapter that writes."""
+        await self._maybe_resolve_lora_from_multiplex()
         request = ChatCompletionRequest(
-            model=self._llm_config.model_id,
+            model=serve.get_multiplexed_model_id() or self._llm_config.model_id,
             messages=[{"role": message.role, "content": message.content} for message in messages],
             max_completion_tokens=max_tokens,
             temperature=temperature,
@@ -98,20 +103,42 @@ class OneProcessEngine(VLLMEngine):  # type: ignore[misc]  # ray ships no types 
             return super()._start_async_llm_engine(engine_args, engine_config, placement_group)
 
 
+class AdapterFolders:
+    """In place of Ray Serve LLM's loader of adapters, which fetches them from a cloud's store: they are here."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:  # noqa: ARG002
+        """What Ray calls it for."""
+        number = list(self._folders).index(lora_model_id) + 1
+        return DiskMultiplexConfig(
+            model_id=lora_model_id,
+            max_total_tokens=None,
+            local_path=str(self._folders[lora_model_id]),
+            lora_assigned_int_id=number,
+        )
+
+
 async def start_server(settings: Settings, located: str) -> TextServer:
     """The engine of these settings over a located model, started."""
     config = llm_config(settings.generator, settings.serve.generator, located, choose_dtype(settings))
     if located.startswith("/"):
         # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
         config.get_or_create_callback().ctx.run_init_node = False
+    adapters = {name: folder.expanduser() for name, folder in settings.generator.adapters.items()}
     alone = settings.generator.accelerator == "cpu" and settings.generator.tensor_parallel == 1
-    server: TextServer = TextServer.sync_init(config, engine_cls=OneProcessEngine if alone else None)
+    server: TextServer = TextServer.sync_init(
+        config,
+        engine_cls=OneProcessEngine if alone else None,
+        model_downloader=lambda **_: AdapterFolders(adapters),
+    )
     await server.start()
     return server
 
 
 def llm_config(generator: GeneratorSettings, serving: StageServing, located: str, dtype: str) -> LLMConfig:
-    """Ray Serve LLM's configuration of one engine."""
+    """Ray Serve LLM's configuration of one engine. Raises ModelError for an adapter that is none."""
     return LLMConfig(
         model_loading_config={"model_id": generator.model_id, "model_source": located},
         accelerator_type=generator.accelerator_type,
@@ -127,10 +154,22 @@ def llm_config(generator: GeneratorSettings, serving: StageServing, located: str
             "tensor_parallel_size": generator.tensor_parallel,
             "enforce_eager": generator.enforce_eager,
             "enable_prefix_caching": True,
+            **_adapter_arguments(generator),
         },
+        lora_config={"max_num_adapters_per_replica": len(generator.adapters)} if generator.adapters else None,
         runtime_env={"env_vars": engine_environment(generator, serving)},
         deployment_config={"ray_actor_options": {"num_cpus": serving.num_cpus}},
     )
+
+
+def _adapter_arguments(generator: GeneratorSettings) -> dict[str, Any]:
+    if not generator.adapters:
+        return {}
+    rank = max(adapter_rank(folder) for folder in generator.adapters.values())
+    fitting = [one for one in get_args(MaxLoRARanks) if one >= rank]
+    if not fitting:
+        raise ModelError(f"an adapter of {generator.model_id} has the rank {rank}; vLLM takes 512 at most")
+    return {"enable_lora": True, "max_loras": len(generator.adapters), "max_lora_rank": fitting[0]}
 
 
 def _event_json(event: Any) -> dict[str, Any] | None:

@@ -41,8 +41,9 @@ router = APIRouter(prefix="/v1")
 class ChatDoors:
     """What the routes work with. `answer` gives None when the client left before the end."""
 
-    llm: str
+    llms: tuple[str, ...]
     groups: Groups
+    with_llm: Callable[[Question, str], Question]  # by a key that stays with one LLM
     answer: Callable[[Request, Question], Awaitable[Done | None]]
     events: Callable[[Question], AsyncGenerator[Event, None]]
     collections: Callable[[], Awaitable[Iterable[str]]]  # their names
@@ -68,10 +69,10 @@ Doors = Annotated[ChatDoors, Depends(current_doors)]
 )
 async def complete_chat(body: ChatRequest, request: Request, doors: Doors) -> Response:
     """Answers the last message, whole or as a stream of chunks."""
-    question = body.to_question(doors.groups, doors.llm)
+    request_id = request.state.request_id
+    question = doors.with_llm(body.to_question(doors.groups, doors.llms), body.sticky_key(request_id))
     own_id = answer_id()
     completion = Completion(own_id, int(time.time()), body.model)
-    request_id = request.state.request_id
     if body.stream:
         wanted = body.stream_options is not None and bool(body.stream_options.include_usage)
         chunks = _chunks(await begin(doors.events(question)), completion, own_id, request, include_usage=wanted)
@@ -85,8 +86,8 @@ async def complete_chat(body: ChatRequest, request: Request, doors: Doors) -> Re
 
 @router.get("/models", response_model=None, responses={200: {"model": ModelListBody}, **openai_errors(503)})
 async def list_models(doors: Doors) -> dict[str, Any]:
-    """A model for each collection, and the LLM."""
-    return models_body(await doors.collections(), doors.llm, doors.started)
+    """A model for each collection, and for each LLM."""
+    return models_body(await doors.collections(), doors.llms, doors.started)
 
 
 @router.get(
@@ -94,7 +95,7 @@ async def list_models(doors: Doors) -> dict[str, Any]:
 )
 async def get_model(name: str, doors: Doors) -> dict[str, Any]:
     """One of them."""
-    known = models_body(await doors.collections(), doors.llm, doors.started)["data"]
+    known = models_body(await doors.collections(), doors.llms, doors.started)["data"]
     if name not in {model["id"] for model in known}:
         raise UnknownModelError(f"there is no model {name!r}; GET /v1/models lists them, {MODEL!r} among them")
     return model_body(name, doors.started)

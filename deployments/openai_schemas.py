@@ -7,7 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -66,18 +66,24 @@ class ChatRequest(_Lenient):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     response_format: ResponseFormat | None = None
 
-    def to_question(self, groups: Groups, llm: str) -> Question:
-        """The last message as the question, those before it as its conversation; `llm` is the name of the LLM served.
+    def sticky_key(self, request_id: str) -> str:
+        """What decides on the LLM: `user`, else the conversation's first question, else this request."""
+        first = next((_text(turn) for turn in self.messages[:-1] if turn.role == "user"), None)
+        return self.user or first or request_id
+
+    def to_question(self, groups: Groups, llms: Sequence[str]) -> Question:
+        """The last message as the question, those before it as its conversation; `llms` are the names of those served.
 
         Raises UnknownModelError, and InputError for a last message that is no question.
         """
-        collection, model = read_model(self.model, llm)
+        collection, model = read_model(self.model, llms)
         *earlier, last = self.messages
         if last.role != "user":
             raise InputError(f"messages: the last one has the role {last.role}; it must be the user's question")
@@ -103,17 +109,17 @@ class ChatRequest(_Lenient):
         )
 
 
-def read_model(name: str, llm: str) -> tuple[str, str | None]:
+def read_model(name: str, llms: Sequence[str]) -> tuple[str, str | None]:
     """The collection and the LLM that a model's name means. Raises UnknownModelError."""
     if name == MODEL:
         return DEFAULT_COLLECTION, None
     if name.startswith(f"{MODEL}/") and len(name) > len(MODEL) + 1:
         return name.removeprefix(f"{MODEL}/"), None
-    if name == llm:
-        return DEFAULT_COLLECTION, llm
+    if name in llms:
+        return DEFAULT_COLLECTION, name
     raise UnknownModelError(
         f"there is no model {name!r}: ask {MODEL!r} for the collection {DEFAULT_COLLECTION!r}, {MODEL + '/NAME'!r} for "
-        f"another one, or {llm!r}"
+        f"another one, or an LLM: {', '.join(llms)}"
     )
 
 
@@ -189,10 +195,10 @@ class ErrorDetail(ResponseModel):
     code: str
 
 
-def models_body(collections: Iterable[str], llm: str, created: int) -> dict[str, Any]:
-    """The response object of `/v1/models`: the default collection, the others by name, and the LLM."""
+def models_body(collections: Iterable[str], llms: Sequence[str], created: int) -> dict[str, Any]:
+    """The response object of `/v1/models`: the default collection, the others by name, and the LLMs."""
     others = sorted(set(collections) - {DEFAULT_COLLECTION})
-    names = [MODEL, *(f"{MODEL}/{name}" for name in others), llm]
+    names = [MODEL, *(f"{MODEL}/{name}" for name in others), *llms]
     return {"object": "list", "data": [model_body(name, created) for name in names]}
 
 

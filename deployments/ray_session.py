@@ -14,11 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rag.config import Settings
-from rag.errors import SettingsError
+from rag.errors import SettingsError, StageError
 
 # A Unix socket's path may have 107 bytes, and Ray puts this much below its own folder.
 _RAY_SOCKET_CHARS = 65
 _CONNECT_S = 5.0
+_ADDRESS = "address"  # of the Ray that was started last, a file in its folder
 
 
 def ray_dir_of(settings: Settings, name: str) -> Path:
@@ -62,8 +63,25 @@ def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
     """
     if (address := joined_address()) is None:
         start_local_ray(ray_dir, num_cpus=num_cpus, object_store_bytes=settings.serve.object_store_bytes)
+        import ray
+
+        (ray_dir / _ADDRESS).write_text(ray.get_runtime_context().gcs_address, encoding="utf-8")
     else:
         join_ray(address)
+
+
+def service_address(settings: Settings) -> str:
+    """The address of the Ray that `rag serve` with these settings joined or started last.
+
+    Raises StageError when it has started none. To be called before ray is imported.
+    """
+    if (joined := joined_address()) is not None:
+        return joined
+    path = ray_dir_of(settings, "ray") / _ADDRESS
+    if not path.is_file():
+        raise StageError("ray", f"no service has been started in {settings.data_dir}; set RAG_DATA_DIR as it has it")
+    expect_token()
+    return path.read_text(encoding="utf-8")
 
 
 def expect_token() -> None:

@@ -29,6 +29,11 @@ def to_question(body: AskRequest, groups: Groups, where: Filter | None) -> Quest
     )
 
 
+def sticky_key(body: AskRequest, request_id: str) -> str:
+    """What decides on the LLM: the conversation's first question, from the second on; before it, this request."""
+    return next((turn.content for turn in body.conversation if turn.role == "user"), request_id)
+
+
 def answer_id() -> str:
     """A new answer's id."""
     return f"ans_{uuid.uuid4().hex}"

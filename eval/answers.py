@@ -181,7 +181,10 @@ def ways(steps: Steps, settings: Settings, collection: str) -> dict[str, Way]:
         )
         generator = settings.generator
         pieces = steps.generate(
-            prompt.messages, model=None, max_tokens=generator.max_tokens, temperature=generator.temperature
+            prompt.messages,
+            model=generator.model_id,
+            max_tokens=generator.max_tokens,
+            temperature=generator.temperature,
         )
         return Written("".join([piece.text async for piece in pieces]))
 

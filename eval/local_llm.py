@@ -50,7 +50,7 @@ class _Writer:
         self,
         messages: list[Message],
         *,
-        model: str | None,  # noqa: ARG002  # there is one
+        model: str,  # noqa: ARG002  # there is one
         max_tokens: int,
         temperature: float,
     ) -> AsyncGenerator[GeneratedText, None]:

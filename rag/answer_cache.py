@@ -2,7 +2,7 @@
 
 An answer is made of a question with all that came with it, of the settings, and of what the searches found. The first
 two are its key. The third is found anew for each question, under the caller's own groups and filter: an answer is given
-again only where the searches give the very same chunks in the same order. So no change of the documents, whichever
+again only where the searches give the very same chunks in the same order, by words with the same scores. So no change of the documents, whichever
 process makes it, has to be told to the cache, and none can leave an answer stale. What is saved is all that comes
 behind the searches: reranking, the LLM, grounding.
 """
@@ -27,8 +27,9 @@ from rag.types import Answer, Hit, Question, SearchResult, Usage, Vector
 logger = logging.getLogger(__name__)
 
 _TRIED = 8  # similar questions whose words are compared
-# What a whole answer does not depend on: how long stages may take, where the service listens and keeps its files.
-_NOT_IN_ANSWERS = {"deadlines", "serve", "ingest", "cache", "data_dir", "cache_dir", "config_file"}
+# What a whole answer does not depend on: how long stages may take, where the service listens and keeps its files, and
+# how a question came to its LLM, which is in it.
+_NOT_IN_ANSWERS = {"deadlines", "serve", "split", "ingest", "cache", "data_dir", "cache_dir", "config_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ def begin_lookup(
 
     That is where a search was left out, and where the LLM is to draw its words: such a question wants a new answer.
     """
-    temperature = settings.generator.temperature if question.temperature is None else question.temperature
+    llm = settings.llms[question.model or settings.generator.model_id]
+    temperature = llm.temperature if question.temperature is None else question.temperature
     if cache is None or clock.degraded or temperature > 0:
         return None
     scope = scope_of(question, found.index_version, settings)
@@ -197,12 +199,13 @@ def scope_of(question: Question, index_version: str, settings: Settings) -> byte
 
 
 def evidence_of(found: SearchResult) -> bytes:
-    """Stands for all that an answer takes from the searches: the hits in their order, whole but for two scores.
+    """Stands for all that an answer takes from the searches: the hits in their order, with fused and lexical scores.
 
-    Query and chunk decide the dense ones, which differ in the last digits where a query is embedded again in another
-    batch. The lexical ones change with every document of the collection, and nothing but the order is made of them.
+    The lexical ones change with every document of the collection, and the blend weighs them. Query and chunk decide
+    the dense ones, which are left out: they differ in the last digits where a query is embedded again in another batch.
+    What a later step comes to read of a hit has to be put in here.
     """
-    return _digest([replace(hit, scores=replace(hit.scores, dense=None, lexical=None)) for hit in found.hits])
+    return _digest([(hit.chunk, hit.title, hit.source, hit.scores.fused, hit.scores.lexical) for hit in found.hits])
 
 
 def _digest(*parts: object) -> bytes:

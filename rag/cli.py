@@ -80,7 +80,7 @@ def ingest(
     as_json: bool,
 ) -> None:
     """Read files, folders and globs into a collection."""
-    pairs = [_pair(one) for one in metadata]
+    pairs = [_pair(one, "--metadata") for one in metadata]
     from deployments.bulk import prepare_in_bulk
     from ingest.run import run_ingest
     from rag.metadata import read_metadata
@@ -111,10 +111,10 @@ def ingest(
         sys.exit(1)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise click.BadParameter(f"{text!r} is not of the form k=v", param_hint="--metadata")
+        raise click.BadParameter(f"{text!r} is not of the form k=v", param_hint=option)
     return name, value
 
 
@@ -213,6 +213,37 @@ def mcp(context: click.Context, url: str | None, http: bool, host: str, port: in
             return
         say(f"MCP at http://{host}:{port}{HTTP_PATH} for the service at {service}; stop with Ctrl-C")
         serve_http(server, host, port)
+
+
+@main.command()
+@settings_options
+@click.argument("weights", nargs=-1, required=True, metavar="LLM=WEIGHT...")
+@url_option
+@click.pass_context
+@edge
+def split(context: click.Context, weights: tuple[str, ...], url: str | None) -> None:
+    """Share questions that name no LLM anew among those that run; nothing restarts.
+
+    It holds until the service stops; the setting `split` is what it starts with.
+    """
+    from rag.client import Client
+    from rag.split import check_split
+
+    pairs = [_pair(one, "LLM=WEIGHT") for one in weights]
+    try:
+        given = {name: float(weight) for name, weight in pairs}
+        with Client(find_url(context, url)) as client:
+            check_split(given, client.info().models.generators)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="LLM=WEIGHT") from error
+    from deployments.ray_session import service_address
+
+    address = service_address(read_settings(context))
+    from deployments.redeploy import change_split
+
+    change_split(address, given)
+    for llm, share in given.items():
+        click.echo(f"{share / sum(given.values()):.1%}  {llm}")
 
 
 main.add_command(documents)

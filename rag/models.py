@@ -157,6 +157,20 @@ def embedding_dimension(settings: EmbedderSettings, cache_dir: Path) -> int:
         ) from error
 
 
+def adapter_rank(folder: Path) -> int:
+    """The rank of the LoRA adapter that PEFT saved in `folder`. Raises ModelError."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"the adapter's folder {folder} is not there")
+    path = model_file(str(folder), "adapter_config.json")
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} says no rank `r` ({type(error).__name__}: {error}); save the adapter again"
+        ) from error
+
+
 def choose_dtype(settings: Settings) -> str:
     """The LLM's number format. On a CPU: float16 where it computes it natively, else float32.
 

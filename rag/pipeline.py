@@ -111,7 +111,7 @@ async def stream_answer(
     found = await rerank_found(query, question.collection, found, steps.search, settings, clock)
     hits = found.hits[:rerank_top_k]
     yield Retrieved(hits)
-    flow = _Flow(question, query, steps, settings, clock, found, hits)
+    flow = _Flow(question, query, steps, settings, clock, found, hits, question.model or settings.generator.model_id)
     await flow.judge()
     if flow.verdict.decision == "abstain":
         yield Token(flow.abstain())
@@ -138,6 +138,7 @@ class _Flow:
     clock: RequestClock
     found: SearchResult  # every candidate
     hits: tuple[Hit, ...]  # those kept for the prompt
+    llm: str  # the one chosen; in its place the one of its fallback that answered
     verdict: Verdict = field(default_factory=lambda: Verdict("answer"))
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
@@ -181,38 +182,50 @@ class _Flow:
     async def write(self) -> AsyncGenerator[Event, None]:
         """The answer's events: generated while it is supported, else extracted, else an abstention.
 
-        An LLM that does not understand the question's language is not asked: all that it would write is thrown away.
+        Where the chosen LLM fails before anything was sent, the next of its `fallback` writes. One that does not
+        understand the question's language is not asked: all that it would write is thrown away.
         """
         assert self.evidence is not None
         relevance = question_relevance(self.evidence, self.similarity)
-        if understands(self.settings.generator.languages, self.question.text):
-            async with aclosing(self._generated(self.evidence, relevance)) as events:
-                async for event in events:
-                    yield event
+        llms, failed = self.settings.llms, list[str]()
+        for name in (self.llm, *llms[self.llm].fallback):
+            if not understands(llms[name].languages, self.question.text):
+                continue
+            try:
+                async with aclosing(self._generated(name, self.evidence, relevance)) as events:
+                    async for event in events:
+                        yield event
+            except DEGRADABLE as error:
+                logger.warning("answering without the LLM %s: %s", name, error)
+                failed.append(name)
+            if self.written.text or name not in failed:
+                self.llm = name
+                break
+        for name in failed:
+            self.clock.leave_out("generate", None if self.llm in failed else name)
         if not self.written.text:
             for event in self._without_support(self.evidence, relevance):
                 yield event
 
-    async def _generated(self, evidence: Evidence, relevance: list[np.ndarray]) -> AsyncGenerator[Event, None]:
-        """What the LLM writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
+    async def _generated(
+        self, llm: str, evidence: Evidence, relevance: list[np.ndarray]
+    ) -> AsyncGenerator[Event, None]:
+        """What it writes, from its first supported sentence on, at most `max_sentences`; nothing when none is."""
         held: list[Grounded] = []
-        try:
-            async with aclosing(self._sentences()) as sentences:
-                async for sentence in sentences:
-                    grounded, good = await self._judge(sentence, evidence, relevance)
-                    # Small models repeat themselves.
-                    if grounded is None or any(grounded.text == other.text for other in held):
-                        continue
-                    held.append(grounded)
-                    if good or self.written.text:
-                        for event in self._send(held):
-                            yield event
-                        held = []
-                    if len(self.written.citations) == self.settings.grounding.max_sentences:
-                        return
-        except DEGRADABLE as error:
-            logger.warning("answering without the LLM: %s", error)
-            self.clock.leave_out("generate")
+        self.refused = False
+        async with aclosing(self._sentences(llm)) as sentences:
+            async for sentence in sentences:
+                grounded, good = await self._judge(sentence, evidence, relevance)
+                # Small models repeat themselves.
+                if grounded is None or any(grounded.text == other.text for other in held):
+                    continue
+                held.append(grounded)
+                if good or self.written.text:
+                    for event in self._send(held):
+                        yield event
+                    held = []
+                if len(self.written.citations) == self.settings.grounding.max_sentences:
+                    return
 
     def _prepare(self) -> Evidence:
         """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
@@ -279,17 +292,17 @@ class _Flow:
             events.extend(Cited(citation) for citation in self.written.citations[known:])
         return events
 
-    async def _sentences(self) -> AsyncGenerator[str, None]:
+    async def _sentences(self, llm: str) -> AsyncGenerator[str, None]:
         """The LLM's sentences, each as soon as it is complete.
 
         Raises StageTimeoutError when the stage's time is up; a sentence that was cut off by it is not given.
         """
         assert self.prompt is not None
-        generator = self.settings.generator
+        generator = self.settings.llms[llm]
         temperature = self.question.temperature
         pieces = self.steps.generate(
             self.prompt.messages,
-            model=self.question.model,
+            model=llm,
             max_tokens=min(self.question.max_tokens or generator.max_tokens, generator.max_tokens),
             temperature=generator.temperature if temperature is None else temperature,
         )
@@ -353,7 +366,7 @@ class _Flow:
             degraded=tuple(self.clock.degraded),
             collection=self.question.collection,
             index_version=self.found.index_version,
-            model=self.question.model or self.settings.generator.model_id,
+            model=self.llm,
             usage=self.usage,
             timings_ms=dict(self.clock.timings_ms),
             hits=self.found.hits,

@@ -6,6 +6,7 @@ Names of settings that a person may change stand in the README's table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -217,11 +218,18 @@ class GroundingSettings(StepSettings):
     )
 
 
+LLMName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/+-]{1,200}$")]
+
+
 class GeneratorSettings(StepSettings):
-    """The LLM behind vLLM."""
+    """An LLM behind vLLM. `model_id` is its name for whoever asks, and not `rag`, which names collections."""
 
     model: str
-    model_id: str
+    model_id: LLMName
+    adapters: Mapping[LLMName, Path] = Field(
+        default_factory=dict, description="its LoRA adapters: the name that each is asked for by -> its folder"
+    )
+    fallback: tuple[str, ...] = Field((), description="model_ids of those asked, in this order, where it is down")
     languages: tuple[Language, ...] | None = Field(None, description="what the model understands; none: everything")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     accelerator: Literal["cpu", "gpu"] = "cpu"
@@ -259,6 +267,27 @@ class StageServing(StepSettings):
     num_gpus: float = Field(0.0, ge=0)
 
 
+class GeneratorServing(StageServing):
+    """The same of an LLM's deployment, which may scale with its load."""
+
+    num_cpus: float = Field(1, ge=0)
+    max_replicas: int | None = Field(
+        None, ge=1, description="from `replicas` up to so many, each for half of max_num_seqs; none: always `replicas`"
+    )
+
+    @model_validator(mode="after")
+    def _order_bounds(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) must not be below replicas ({self.replicas})")
+        return self
+
+
+class OtherGenerator(GeneratorSettings):
+    """An LLM beside `generator`, with a deployment of its own; `serving` is what serve.generator is for that one."""
+
+    serving: GeneratorServing = GeneratorServing()
+
+
 class ServeSettings(StepSettings):
     """The HTTP address, the request limits and every deployment's share."""
 
@@ -281,5 +310,5 @@ class ServeSettings(StepSettings):
     embedder: StageServing = StageServing()
     retriever: StageServing = StageServing()
     reranker: StageServing = StageServing()
-    generator: StageServing = StageServing(num_cpus=1)
+    generator: GeneratorServing = GeneratorServing()
     indexer: StageServing = StageServing()

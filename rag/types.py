@@ -281,6 +281,7 @@ class Answer:
     """The outcome of a question; `timings_ms` maps a stage to its milliseconds, `query` is what was searched for.
 
     `cached`: it is that of the same question asked before, or of a similar one; `query` and `hits` are then that one's.
+    `degraded` names the stages left out; `generate:NAME` is an LLM in whose place its next one, `model`, answered.
     """
 
     status: Literal["answered", "abstained"]
@@ -290,7 +291,7 @@ class Answer:
     citations: tuple[Citation, ...]
     unsupported: tuple[UnsupportedSpan, ...]
     confidence: float | None
-    degraded: tuple[Stage, ...]
+    degraded: tuple[str, ...]
     collection: str
     index_version: str
     model: str | None
@@ -361,10 +362,10 @@ class StoredTokenVectors(Protocol):
 
 
 class Generate(Protocol):
-    """Messages -> pieces of text, as the LLM writes them."""
+    """Messages -> pieces of text, as the LLM of that name writes them."""
 
     def __call__(
-        self, messages: list[Message], *, model: str | None, max_tokens: int, temperature: float
+        self, messages: list[Message], *, model: str, max_tokens: int, temperature: float
     ) -> AsyncIterator[GeneratedText]: ...
 
 

@@ -148,6 +148,7 @@ class AnswerBody(ResponseModel):
     model: str | None
     usage: UsageBody
     timings_ms: dict[str, float]
+    cached: Literal["exact", "semantic"] | None = None
     reason: Literal["no_documents", "no_evidence"] | None = None
     query: str | None = None
     passages: list[HitBody] | None = None
@@ -235,6 +236,7 @@ class ModelsBody(ResponseModel):
     embedder: str
     reranker: RerankerBody
     generators: list[str]
+    split: dict[str, float]
 
 
 class InfoBody(ResponseModel):

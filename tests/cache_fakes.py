@@ -10,6 +10,7 @@ from rag.answer_cache import AnswerCache
 from rag.config import Settings
 from rag.filters import Equals
 from rag.pipeline import Steps, answer
+from rag.step_settings import OtherGenerator
 from rag.types import Answer, Message, Question, StoredChunk, Usage
 from tests.fakes import InMemoryStore
 from tests.pipeline_fakes import (
@@ -39,11 +40,15 @@ OTHERS: dict[str, Any] = {
 }
 
 
+ANOTHER = OtherGenerator(model="/models/any", model_id=OTHERS["model"])
+
+
 class Asked:
     """A store, an LLM and a cache; `ask` is the flow with the cache, `anew` without."""
 
     def __init__(self, settings: Settings | None = None, size: int = 100, **steps: Any) -> None:
-        self.settings = settings or make_settings()
+        given = settings or make_settings()
+        self.settings = given.model_copy(update={"generators": (ANOTHER,)})
         self.store: InMemoryStore = stored_documents(DOCUMENTS)
         self.store.ensure_collection("other", FINGERPRINT)
         self.store.upsert("other", document_rows(DOCUMENTS))

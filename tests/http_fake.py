@@ -67,7 +67,12 @@ def found(*hits: dict[str, Any], **changes: Any) -> dict[str, Any]:
 INFO: dict[str, Any] = {
     "version": "9.9",
     "profile": "gpu",
-    "models": {"embedder": "e", "reranker": {"kind": "maxsim", "model": "e"}, "generators": ["llm"]},
+    "models": {
+        "embedder": "e",
+        "reranker": {"kind": "maxsim", "model": "e"},
+        "generators": ["llm"],
+        "split": {"llm": 1.0},
+    },
     "limits": {"question_chars": 4000, "deadline_s": 60.0},
     "index_versions": {"default": "v1"},
 }

@@ -62,6 +62,6 @@ def build_document_app(settings: Settings) -> Any:
         embedder,
         stage(Retriever, settings),
         stage(FakeReranker),
-        stage(FakeGenerator, settings.data_dir / "generator.log"),
+        {settings.generator.model_id: stage(FakeGenerator, *(settings.data_dir / name for name in ("log", "hold")))},
         stage(Indexer, settings, embedder),
     )

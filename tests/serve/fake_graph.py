@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,12 @@ class FakeGenerator:
     """Repeats the first sentence of the first passage; asked about `slow`, it takes its time; about `broken`, it fails.
 
     Its first request, the warm-up question, takes longer than any other may, as an engine's on a busy machine.
-    What became of each request is appended to `log`.
+    What became of each request is appended to `log`. It does not start while there is a file `hold`.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, hold: Path) -> None:
+        while hold.exists():
+            time.sleep(0.05)
         self._log = log
         self._is_first = True
 
@@ -174,6 +177,9 @@ def build_fake_app(settings: Settings) -> Any:
         stage(FakeEmbedder).bind(),
         stage(FakeRetriever).bind(),
         stage(FakeReranker).bind(),
-        stage(FakeGenerator).bind(settings.data_dir / "generator.log"),
+        {
+            name: stage(FakeGenerator).bind(settings.data_dir / "generator.log", settings.data_dir / f"{name}.hold")
+            for name in settings.engines
+        },
         stage(FakeIndexer).bind(),
     )

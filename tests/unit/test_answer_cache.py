@@ -15,7 +15,7 @@ from rag.events import Cited, Token
 from rag.filters import Equals, Metadata
 from rag.pipeline import answer, stream_answer
 from rag.types import Question, Usage
-from tests.cache_fakes import OTHERS, PORT, Asked, told
+from tests.cache_fakes import ANOTHER, OTHERS, PORT, Asked, told
 from tests.fakes import InMemoryStore
 from tests.pipeline_checks import events_of
 from tests.pipeline_fakes import (
@@ -112,7 +112,17 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def test_every_group_of_settings_is_tried_or_named_as_making_no_difference() -> None:
-    assert set(Settings.model_fields) == {*CHANGES, *_NOT_IN_ANSWERS, "profile"}
+    assert set(Settings.model_fields) == {*CHANGES, *_NOT_IN_ANSWERS, "generators", "profile"}
+
+
+async def test_another_llm_s_settings_answer_its_questions_anew() -> None:
+    asked, question = Asked(), replace(PORT, model=ANOTHER.model_id)
+    shorter = asked.settings.model_copy(update={"generators": (ANOTHER.model_copy(update={"max_tokens": 8}),)})
+    for settings, cached in ((asked.settings, None), (asked.settings, "exact"), (shorter, None)):
+        assert (await asked.ask(question, settings)).cached == cached
+    warm = asked.settings.model_copy(update={"generators": (ANOTHER.model_copy(update={"temperature": 0.7}),)})
+    for _ in range(2):
+        assert (await asked.ask(question, warm)).cached is None
 
 
 @pytest.mark.parametrize("group", CHANGES)

@@ -40,8 +40,9 @@ RAG = {
     "events": {"types"},
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "profiles", "step_settings"},
+    "config": {"errors", "profiles", "split", "step_settings"},
     "step_settings": {"language", "filters", "filter_language"},
+    "split": set[str](),
     "columns": set[str](),
     "filters": {"columns"},
     "filter_language": {"columns", "errors", "filters"},
@@ -97,7 +98,7 @@ RAG = {
     "cli_eval": {"cli_edge", "errors"},
     "cli": {
         *("cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"),
-        "wire",
+        *("split", "wire"),
     },
 }
 

@@ -26,9 +26,12 @@ SAID = "The service listens on port 8000."
 Events = Callable[[Question], AsyncGenerator[Event, None]]
 
 
-def make_api(llm: ScriptedLLM, events: Events | None = None) -> FastAPI:
-    """The service's application; its flow is real, the steps are small. `events` take the place of the flow."""
-    steps, settings = make_steps(llm), make_settings()
+def make_api(llm: ScriptedLLM, events: Events | None = None, keys: list[str] | None = None) -> FastAPI:
+    """The service's application; its flow is real, the steps are small. `events` take the place of the flow.
+
+    `keys` collects those by which an LLM is chosen.
+    """
+    steps, settings = make_steps(llm), make_settings(generator={"model_id": "small-llm"})
     own = events or (lambda question: stream_answer(question, steps, settings))
 
     async def whole(request: Request, question: Question) -> Done | None:
@@ -39,12 +42,17 @@ def make_api(llm: ScriptedLLM, events: Events | None = None) -> FastAPI:
             return None
         return Done(await answer(question, steps, settings))
 
+    def with_llm(question: Question, key: str) -> Question:
+        if keys is not None:
+            keys.append(key)
+        return question
+
     async def collections() -> list[str]:
         return ["notes", "default", "logs"]
 
     api = create_api(ServeSettings(max_body_bytes=50_000))
     api.dependency_overrides[current_doors] = lambda: ChatDoors(
-        "small-llm", frozenset(), whole, own, collections, 1_700_000_000
+        ("small-llm", "large-llm"), frozenset(), with_llm, whole, own, collections, 1_700_000_000
     )
     return api
 
@@ -288,13 +296,32 @@ def _failing(error: Exception, *before: Event) -> Events:
     return events
 
 
-async def test_a_model_stands_for_each_collection_and_for_the_llm() -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_user_else_a_conversation_stays_with_one_llm_and_a_first_question_falls_to_any(stream: bool) -> None:
+    keys: list[str] = []
+    api = make_api(says(SAID), keys=keys)
+    turns = [{"role": "system", "content": "Hi"}, user("Tell me about ships."), {"role": "assistant", "content": "Ok"}]
+    long = [*turns, *[user("And?"), {"role": "assistant", "content": "So."}] * 100]
+    for messages, more in (
+        ([user(PORT)], {}),
+        ([*turns, user(PORT)], {}),
+        ([*long, user(PORT)], {}),
+        ([user(PORT)], {"user": "kim"}),
+        ([*turns, user(PORT)], {"user": "kim"}),
+    ):
+        response = await post(api, {"model": "rag", "messages": messages, "stream": stream, **more})
+        assert response.status_code == 200, response.text
+    assert keys[1:] == ["Tell me about ships.", "Tell me about ships.", "kim", "kim"]
+    assert len(keys[0]) == 32  # this request's id
+
+
+async def test_a_model_stands_for_each_collection_and_for_each_llm() -> None:
     async with client_of(make_api(says(SAID))) as client:
         models = [model async for model in client.models.list()]
         one = await client.models.retrieve("rag/notes")
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("gpt-4o")
-    assert [model.id for model in models] == ["rag", "rag/logs", "rag/notes", "small-llm"]
+    assert [model.id for model in models] == ["rag", "rag/logs", "rag/notes", "small-llm", "large-llm"]
     assert (one.id, one.object, one.created, one.owned_by) == ("rag/notes", "model", 1_700_000_000, "rag")
 
 

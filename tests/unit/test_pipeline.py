@@ -370,17 +370,17 @@ async def test_the_conversation_reaches_the_prompt() -> None:
 
 
 async def test_what_the_caller_chooses_reaches_the_llm() -> None:
-    settings = make_settings(generator={"max_tokens": 64, "temperature": 0.5})
+    settings = make_settings(generator={"model_id": "own", "max_tokens": 64, "temperature": 0.5})
     for given, expected in (
-        (Question(PORT.text), (None, 64, 0.5)),
-        (Question(PORT.text, model="other", max_tokens=8, temperature=0.0), ("other", 8, 0.0)),
-        (Question(PORT.text, max_tokens=1000), (None, 64, 0.5)),
+        (Question(PORT.text), ("own", 64, 0.5)),
+        (Question(PORT.text, model="own", max_tokens=8, temperature=0.0), ("own", 8, 0.0)),
+        (Question(PORT.text, max_tokens=1000), ("own", 64, 0.5)),
     ):
         llm = says(RIGHT)
         outcome = await answer(given, make_steps(llm), settings)
         (call,) = llm.calls
         assert (call.model, call.max_tokens, call.temperature) == expected
-        assert outcome.model == (given.model or settings.generator.model_id)
+        assert outcome.model == "own"
 
 
 async def test_depths_are_the_callers_or_the_settings() -> None:
