@@ -309,7 +309,7 @@ def build_steps(
     search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
     count_tokens = load_token_counter(locate_model(settings.generator.model, settings.cache_dir))
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
-    return Steps(search, generate, count_tokens, answers)
+    return Steps(search, generate, count_tokens, answers=answers)
 
 
 async def _on_rag_error(request: Request, error: RagError) -> Response:
