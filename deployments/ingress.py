@@ -334,7 +334,7 @@ def build_steps(
         return max(count(text) for count in counters)  # the prompt has to fit whichever LLM gets it
 
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
-    return Steps(search, generate, count_tokens, answers)
+    return Steps(search, generate, count_tokens, answers=answers)
 
 
 async def _on_rag_error(request: Request, error: RagError) -> Response:

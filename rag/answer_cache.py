@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +20,7 @@ from rag.cache import Recent
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import DeadlineError
+from rag.events import Cited, Done, Event, Retrieved, Token
 from rag.language import understands
 from rag.paraphrase import is_paraphrase
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve
@@ -164,6 +166,23 @@ class Lookup:
             return None
         self.cache.get(self.scope, text)  # it counts as used
         return kept.restore(found, "semantic")
+
+
+def replay_answer(answer: Answer, hits: tuple[Hit, ...]) -> Iterator[Event]:
+    """The events of an answer from the cache; `hits` are those kept for the prompt.
+
+    Each supported sentence with what stands before it is one piece.
+    """
+    yield Retrieved(hits)
+    sent = 0
+    for citation in answer.citations:
+        end = citation.answer_end + len(f" [{citation.marker}]")
+        yield Token(answer.answer[sent:end])
+        yield Cited(citation)
+        sent = end
+    if sent < len(answer.answer):
+        yield Token(answer.answer[sent:])
+    yield Done(answer)
 
 
 def begin_lookup(

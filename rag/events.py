@@ -1,8 +1,7 @@
-"""What the question flow says while it answers."""
+"""What the question flow tells while it answers, in this order: Retrieved, Token and Cited, Degraded, Done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rag.types import Answer, Citation, Hit
@@ -44,20 +43,3 @@ class Done:
 
 
 Event = Retrieved | Token | Cited | Degraded | Done
-
-
-def replay_answer(answer: Answer, hits: tuple[Hit, ...]) -> Iterator[Event]:
-    """The events of an answer from which nothing was left out; `hits` are those kept for the prompt.
-
-    Each supported sentence with what stands before it is one piece.
-    """
-    yield Retrieved(hits)
-    sent = 0
-    for citation in answer.citations:
-        end = citation.answer_end + len(f" [{citation.marker}]")
-        yield Token(answer.answer[sent:end])
-        yield Cited(citation)
-        sent = end
-    if sent < len(answer.answer):
-        yield Token(answer.answer[sent:])
-    yield Done(answer)

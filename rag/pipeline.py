@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rag.answer_cache import AnswerCache, begin_lookup
+from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import DeadlineError, StageTimeoutError
-from rag.events import Cited, Degraded, Done, Event, Retrieved, Token, replay_answer
+from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks
 from rag.ground import (

@@ -56,7 +56,7 @@ class Asked:
         self.scorer = WordScorer()
         self.cache = AnswerCache(size)
         search = search_over(self.store, **{"score": self.scorer, **steps})
-        self.steps = Steps(search, self.llm, lambda text: len(text.split()), self.cache)
+        self.steps = Steps(search, self.llm, lambda text: len(text.split()), answers=self.cache)
 
     async def ask(self, question: Question, settings: Settings | None = None) -> Answer:
         return await answer(question, self.steps, settings or self.settings)

@@ -99,7 +99,7 @@ class Reader:
         self.start(store)
 
     def start(self, store: MilvusStore) -> None:
-        self.steps = Steps(search_over(store), self.llm, count_words, self.cache)
+        self.steps = Steps(search_over(store), self.llm, count_words, answers=self.cache)
 
     async def ask(self, question: Question = PORT) -> Answer:
         """The answer, which is checked to be the one that is made now."""

@@ -77,7 +77,7 @@ RAG = {
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "cache": {"types"},
     "paraphrase": {"claims", "language"},
-    "answer_cache": EVERY_STEP | {"cache", "clock", "language", "paraphrase", "retrieve"},
+    "answer_cache": EVERY_STEP | {"cache", "clock", "events", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
     | {"answer_cache", "events"}
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
