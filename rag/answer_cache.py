@@ -2,9 +2,9 @@
 
 An answer is made of a question with all that came with it, of the settings, and of what the searches found. The first
 two are its key. The third is found anew for each question, under the caller's own groups and filter: an answer is given
-again only where the searches give the very same chunks in the same order, by words with the same scores. So no change of the documents, whichever
-process makes it, has to be told to the cache, and none can leave an answer stale. What is saved is all that comes
-behind the searches: reranking, the LLM, grounding.
+again only where the searches give the very same chunks in the same order, and by words with the same scores. So no
+change of the documents, whichever process makes it, has to be told to the cache, and none can leave an answer stale.
+What is saved is all that comes behind the searches: reranking, the LLM, grounding.
 """
 
 from __future__ import annotations

@@ -259,7 +259,8 @@ def translated_errors(url: str) -> Iterator[None]:
             f"no service answers at {url} ({error or type(error).__name__}); start one with `rag serve`, or set --url"
         ) from error
     except httpx.TimeoutException as error:
-        raise DeadlineError(f"{url} did not answer in time ({type(error).__name__}); give it a longer one") from error
+        kind = type(error).__name__
+        raise DeadlineError(f"{url} did not answer in time ({kind}); give the call a longer timeout_s") from error
     except httpx.HTTPError as error:
         raise StoreUnavailableError(
             f"the connection to {url} broke ({error or type(error).__name__}); ask again"

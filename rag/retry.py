@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from rag.errors import DeadlineError
 
 RETRIED_STATUSES = (429, 503)  # with Retry-After: the service did nothing yet, and says when it may
+SHORTEST_S = 0.001  # a socket takes no timeout below 0
 CONNECT_PAUSE_S = 0.1  # after the first connection that could not be made, twice that after the next
 LATER_FRACTION = 0.25  # clients that were refused together come back spread over this part of their wait
 FIRST_LOOK_S, LONGEST_LOOK_S, LOOK_GROWTH = 0.1, 2.0, 1.5
@@ -48,8 +49,8 @@ class Attempts:
         self._connect_pause_s = CONNECT_PAUSE_S
 
     def left_s(self) -> float:
-        """Seconds that the next attempt may take; above 0, since no pause reaches to the end."""
-        return self._ends_at - self._now()
+        """Seconds that the next attempt may take; above 0 also where a sleep took longer than was asked."""
+        return max(self._ends_at - self._now(), SHORTEST_S)
 
     def pause_after_no_connection_s(self) -> float | None:
         """Seconds until the next attempt; None where there is to be none."""
