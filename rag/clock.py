@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rag.errors import DeadlineError, StageTimeoutError
 from rag.types import Stage
@@ -18,13 +18,22 @@ OPTIONAL_SHARE = 0.8
 
 
 class RequestClock:
-    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage."""
+    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage.
+
+    Pickled it stands still, until it is unpickled: a request of a batch goes from one process to another.
+    """
 
     def __init__(self, deadline_s: float, queue_s: float = 0.0) -> None:
         self._started = time.perf_counter() - queue_s
         self._deadline_s = deadline_s
         self.timings_ms: dict[str, float] = {"queue": round(queue_s * 1000, 3)}
         self.degraded: list[Stage] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_started": self.elapsed_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _started=time.perf_counter() - state["_started"])
 
     @property
     def elapsed_s(self) -> float:
@@ -68,6 +77,11 @@ class RequestClock:
         finally:
             spent = (time.perf_counter() - began) * 1000
             self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent, 3)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Counts a stage that ran while the clock stood still."""
+        self._started -= seconds
+        self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + seconds * 1000, 3)
 
     def mark(self, name: str) -> None:
         """Notes the time since the start under `name`, unless it is there already."""

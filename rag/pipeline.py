@@ -15,6 +15,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from rag.claims import Terms
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import DeadlineError, StageTimeoutError
+from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks
 from rag.ground import (
@@ -42,7 +44,12 @@ from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, split_sentences
-from rag.types import Answer, Citation, CountTokens, Generate, Hit, Passage, Question, SearchResult, Span, Stage, Usage
+from rag.types import Answer, CountTokens, Generate, Hit, Passage, Question, SearchResult, Span, Usage
+
+__all__ = [
+    "ABSTENTION", "Cited", "Degraded", "Done", "Event", "Flow", "Retrieved", "Steps", "Token", "answer", "begin",
+    "stream_answer",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -67,44 +74,6 @@ class Steps:
         return self.search.terms
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """The passages' hits are known."""
-
-    hits: tuple[Hit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A piece of the answer; all pieces joined are the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cited:
-    """A verified citation of what was just sent."""
-
-    citation: Citation
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded:
-    """The stages left out so far."""
-
-    stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The whole answer; nothing follows."""
-
-    answer: Answer
-
-
-Event = Retrieved | Token | Cited | Degraded | Done
-
-
 async def answer(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Answer:
     """The answer as one value; raises what `stream_answer` raises."""
     async with aclosing(stream_answer(question, steps, settings, queue_s=queue_s)) as events:
@@ -122,6 +91,16 @@ async def stream_answer(
     Raises UnknownCollectionError, IndexMismatchError, InputError, DeadlineError, and StageError or
     StoreUnavailableError when nothing could be searched. Closing the iterator ends the generation.
     """
+    flow = await begin(question, steps, settings, queue_s=queue_s)
+    yield Retrieved(flow.hits)
+    await flow.judge()
+    async with aclosing(flow.finish()) as events:
+        async for event in events:
+            yield event
+
+
+async def begin(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Flow:
+    """The question with what was found for it. Raises what `stream_answer` raises."""
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
     clock = RequestClock(deadline_s, queue_s)
     query = question.text
@@ -138,23 +117,12 @@ async def stream_answer(
         top_k=question.top_k,
     )
     hits = found.hits[: question.rerank_top_k or settings.reranker.top_k]
-    yield Retrieved(hits)
-    flow = _Flow(question, query, steps, settings, clock, found, hits)
-    await flow.judge()
-    if flow.verdict.decision == "abstain":
-        yield Token(flow.abstain())
-    else:
-        async with aclosing(flow.write()) as events:
-            async for event in events:
-                yield event
-    if clock.degraded:
-        yield Degraded(tuple(clock.degraded))
-    yield Done(flow.answer())
+    return Flow(question, query, steps, settings, clock, found, hits)
 
 
 @dataclass(slots=True)
-class _Flow:
-    """One question after retrieval; collects what becomes the Answer."""
+class Flow:
+    """One question after retrieval; collects what becomes the Answer. `judge` comes before `finish`."""
 
     question: Question
     query: str  # the question as it can be understood without the conversation
@@ -171,6 +139,21 @@ class _Flow:
     prompt: Prompt | None = None
     evidence: Evidence | None = None
     similarity: list[np.ndarray] = field(default_factory=list)  # the query's, to each sentence of the evidence
+
+    @property
+    def needs_llm(self) -> bool:
+        """Whether the LLM is asked: not for an abstention, nor where it does not understand the question's language,
+        since all that it would write were thrown away."""
+        return self.verdict.decision == "answer" and understands(self.settings.generator.languages, self.question.text)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How the LLM is asked: `max_tokens` and `temperature`."""
+        generator, wanted = self.settings.generator, self.question
+        return {
+            "max_tokens": min(wanted.max_tokens or generator.max_tokens, generator.max_tokens),
+            "temperature": generator.temperature if wanted.temperature is None else wanted.temperature,
+        }
 
     async def judge(self) -> None:
         """Reads the passages, and decides whether they hold the answer."""
@@ -203,14 +186,23 @@ class _Flow:
         self.written = AnswerText(text)
         return text
 
-    async def write(self) -> AsyncGenerator[Event, None]:
-        """The answer's events: generated while it is supported, else extracted, else an abstention.
+    async def finish(self) -> AsyncGenerator[Event, None]:
+        """Everything after Retrieved."""
+        if self.verdict.decision == "abstain":
+            yield Token(self.abstain())
+        else:
+            async with aclosing(self._write()) as events:
+                async for event in events:
+                    yield event
+        if self.clock.degraded:
+            yield Degraded(tuple(self.clock.degraded))
+        yield Done(self._answer())
 
-        An LLM that does not understand the question's language is not asked: all that it would write is thrown away.
-        """
+    async def _write(self) -> AsyncGenerator[Event, None]:
+        """The answer's events: generated while it is supported, else extracted, else an abstention."""
         assert self.evidence is not None
         relevance = question_relevance(self.evidence, self.similarity)
-        if understands(self.settings.generator.languages, self.question.text):
+        if self.needs_llm:
             async with aclosing(self._generated(self.evidence, relevance)) as events:
                 async for event in events:
                     yield event
@@ -310,14 +302,7 @@ class _Flow:
         Raises StageTimeoutError when the stage's time is up; a sentence that was cut off by it is not given.
         """
         assert self.prompt is not None
-        generator = self.settings.generator
-        temperature = self.question.temperature
-        pieces = self.steps.generate(
-            self.prompt.messages,
-            model=self.question.model,
-            max_tokens=min(self.question.max_tokens or generator.max_tokens, generator.max_tokens),
-            temperature=generator.temperature if temperature is None else temperature,
-        )
+        pieces = self.steps.generate(self.prompt.messages, model=self.question.model, **self.sampling)
         budget_s = self.clock.limit_s(self.settings.deadlines.generate_s, optional=True)
         ends_at = asyncio.get_running_loop().time() + budget_s
         text, taken = "", 0  # `taken`: where the last sentence given ends
@@ -363,7 +348,7 @@ class _Flow:
         self.clock.leave_out("ground")
         return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 
-    def answer(self) -> Answer:
+    def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)
