@@ -98,14 +98,15 @@ def _hash(text: bytes) -> str:
 class AnswerFile:
     """OUT while a run has it; `waiting` are the rows without an answer, by id."""
 
-    def __init__(self, file: BinaryIO, waiting: dict[str, BatchRow]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, waiting: dict[str, BatchRow]) -> None:
+        self._path = path
         self._file = file
         self.waiting = waiting
 
     def append(self, bodies: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Writes what became of rows, by id; they wait no longer. On the disk when it returns.
 
-        A row is written once: KeyError for one that does not wait.
+        A row is written once: KeyError for one that does not wait. Raises InputError where the disk takes no more.
         """
         lines = []
         for row_id, body in bodies:
@@ -113,9 +114,10 @@ class AnswerFile:
             line = json.dumps({"id": row_id, "request_hash": row.request_hash, **body}, ensure_ascii=False)
             # Half a surrogate pair, which no encoder takes, becomes JSON's own escape.
             lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
-        self._file.write(b"".join(lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _failures_of(self._path):
+            self._file.write(b"".join(lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 @contextmanager
@@ -125,13 +127,20 @@ def open_answers(path: Path, rows: Sequence[BatchRow]) -> Iterator[AnswerFile]:
     What is in it stays, errors and a line that a kill cut off aside. Raises InputError where another run has it, where
     it holds an answer to another question than these rows', and where it cannot be written.
     """
-    try:
+    with _failures_of(path):
         file = _lock(path)
-        try:
+    try:
+        with _failures_of(path):
             file, waiting = _take_up(path, file, {row.row_id: row for row in rows})
-            yield AnswerFile(file, waiting)
-        finally:
-            file.close()
+        yield AnswerFile(path, file, waiting)
+    finally:
+        file.close()
+
+
+@contextmanager
+def _failures_of(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); name another file for the answers") from error
 

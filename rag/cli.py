@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from rag.cli_batch import ask_batch
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
 from rag.cli_eval import evaluation
@@ -213,6 +214,7 @@ def mcp(context: click.Context, url: str | None, http: bool, host: str, port: in
     serve_http(server, host, port)
 
 
+main.add_command(ask_batch)
 main.add_command(documents)
 main.add_command(collections)
 main.add_command(evaluation)

