@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 
 import pytest
@@ -131,3 +132,26 @@ def test_a_stage_is_left_out_once_and_in_order() -> None:
     clock.leave_out("rerank")
     clock.leave_out("lexical")
     assert clock.degraded == ["lexical", "rerank"]
+
+
+def test_a_pickled_clock_stands_still_and_keeps_what_it_knows() -> None:
+    clock = RequestClock(10, queue_s=1.0)
+    clock.mark("ttft")
+    clock.leave_out("rerank")
+    packed = pickle.dumps(clock)
+    time.sleep(0.2)
+    again = pickle.loads(packed)
+    assert 1.0 < again.elapsed_s < clock.elapsed_s
+    assert (again.timings_ms, again.degraded) == (clock.timings_ms, ["rerank"])
+    assert again.left_s > clock.left_s
+
+
+def test_a_stage_that_ran_elsewhere_counts() -> None:
+    clock = RequestClock(10)
+    clock.add("generate", 4.0)
+    clock.add("generate", 2.0)
+    assert clock.timings_ms["generate"] == 6000
+    assert clock.elapsed_s >= 6
+    clock.add("generate", 4.0)
+    with pytest.raises(DeadlineError):
+        clock.check_deadline("ground")
