@@ -1,9 +1,10 @@
 """`rag ask-batch`: many questions over Ray Data, the LLM by Ray's vLLM engine processor (`ray.data.llm`).
 
-    rows -> Prepare (retrieve, rerank, gate, prompt) -> vLLM's engine -> Finish (ground, extract) -> OUT, as they come
+    rows -> Prepare (retrieve, rerank, gate, prompt) -> vLLM's engine (generate, ground, extract) -> OUT, as they come
 
-The engine always has questions to go on with: one that is answered leaves its place to the next, however long others
-take. What is answered is on the disk at once, and is not asked again by the next run.
+What is answered is on the disk at once, and is not asked again by the next run.
+
+Nothing here may import Ray before it is started: it reads its environment then.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deployments.batch_stages import Finish, Prepare
-from deployments.generator import engine_environment, engine_kwargs
 from deployments.ray_data import ray_data
 from deployments.ray_session import joined_address, ray_environment
 from ingest.fingerprint import index_fingerprint
@@ -27,14 +26,10 @@ from rag.config import Settings
 from rag.connect import open_store
 from rag.errors import StageError
 from rag.evidence import check_fitted
-from rag.models import choose_dtype, locate_model
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
+from rag.models import locate_model
 
 _NAME = "ask-batch"
 _ROWS = 16  # of a batch on its way from stage to stage; their answers come together
-_BATCHES_IN_ENGINE = 8
 # The stages' actors, the tasks that Ray's processor has around the engine, and one to spare: with fewer they wait.
 _CPUS = 8
 _SAY_EVERY_S = 5.0
@@ -130,49 +125,26 @@ def _over_ray(rows: Sequence[BatchRow], settings: Settings) -> Iterator[list[tup
     import ray
     from ray.data import ActorPoolStrategy, from_arrow_refs
 
+    from deployments.batch_stages import Prepare
+
     packed = [pickle.dumps(row) for row in rows]
     blocks = [ray.put(pyarrow.table({"row": packed[at : at + _ROWS]})) for at in range(0, len(packed), _ROWS)]
     serving = settings.serve
-    # Both have the embedder and the reranker, which in the service are there once.
-    stage: dict[str, Any] = {
-        "fn_constructor_kwargs": {"settings": settings},
-        "batch_size": _ROWS,
-        "batch_format": "numpy",
-        "compute": ActorPoolStrategy(size=1),
-        "num_cpus": 1,
-        "num_gpus": (serving.embedder.num_gpus + serving.reranker.num_gpus) / 2,
-    }
-    answers = from_arrow_refs(blocks).map_batches(Prepare, **stage)
+    answers = from_arrow_refs(blocks).map_batches(
+        Prepare,
+        fn_constructor_kwargs={"settings": settings},
+        batch_size=_ROWS,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=1,
+        num_gpus=serving.embedder.num_gpus + serving.reranker.num_gpus,
+    )
     if settings.generator.languages != ():
-        answers = _engine(settings)(answers).map_batches(Finish, **stage)
+        from deployments.batch_engine import answering_engine
+
+        answers = answering_engine(settings, _ROWS)(answers)
     for columns in answers.iter_batches(batch_size=None, batch_format="numpy"):
         yield [(row_id, json.loads(body)) for row_id, body in zip(columns["row_id"], columns["body"], strict=True)]
-
-
-def _engine(settings: Settings) -> Callable[[Dataset], Dataset]:
-    """Ray's vLLM engine processor, over prompts that are tokens already."""
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
-    generator, serving = settings.generator, settings.serve.generator
-    worker = {"CPU": 1.0, "GPU": 0.0 if generator.accelerator == "cpu" else serving.num_gpus}
-    config = vLLMEngineProcessorConfig(
-        model_source=locate_model(generator.model, settings.cache_dir),
-        engine_kwargs=engine_kwargs(generator, choose_dtype(settings)),
-        accelerator_type=generator.accelerator_type,
-        placement_group_config={"bundles": [worker] * generator.tensor_parallel},
-        runtime_env={"env_vars": engine_environment(generator, serving)},
-        batch_size=_ROWS,
-        concurrency=serving.replicas,
-        max_concurrent_batches=_BATCHES_IN_ENGINE,
-        should_continue_on_error=True,
-        log_engine_metrics=False,
-        # Each would be one more process that imports transformers.
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
-    processor: Callable[[Dataset], Dataset] = build_processor(config)
-    return processor
 
 
 class _Teller:

@@ -78,11 +78,6 @@ class RequestClock:
             spent = (time.perf_counter() - began) * 1000
             self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent, 3)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Counts a stage that ran while the clock stood still."""
-        self._started -= seconds
-        self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + seconds * 1000, 3)
-
     def mark(self, name: str) -> None:
         """Notes the time since the start under `name`, unless it is there already."""
         self.timings_ms.setdefault(name, round(self.elapsed_s * 1000, 3))

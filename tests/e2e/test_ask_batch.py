@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
+SHORT_LLM = {"RAG_GENERATOR__MAX_MODEL_LEN": "700"}
 WITHOUT_LLM = {"RAG_GENERATOR__LANGUAGES": "[]"}
 
 
@@ -94,16 +95,18 @@ def test_the_llm_writes_for_the_rows_that_need_it_and_the_others_pass(data_dir: 
     rows += [
         {"id": "none", "question": "Who composed the opera Tosca in Rome?"},
         {"id": "wrong", "question": "Which port?", "top_k": 0},
+        {"id": "long", "question": "How many characters may a question have? " * 90},
     ]
     source, target = write(data_dir / "llm.jsonl", rows), data_dir / "llm-out.jsonl"
-    report = finish(start(data_dir, "ask-batch", source, target), status=1)
+    report = finish(start(data_dir, "ask-batch", source, target, variables=SHORT_LLM), status=1)
     assert report["questions"] == len(rows)
-    assert [failure["id"] for failure in report["failures"]] == ["wrong"]
+    assert sorted(failure["id"] for failure in report["failures"]) == ["long", "wrong"]
     assert report["questions_per_s"] > 0
     found = {row["id"]: row for row in read(target)}
     assert len(found) == len(rows)
     assert found["none"]["status"] == "abstained"
     assert found["wrong"]["error"]["status"] == 422
+    assert found["long"]["error"]["stage"] == "generate"
     answered = [found[text] for text in examples() if found[text]["status"] == "answered"]
     assert len(answered) >= len(examples()) // 2
     written = [row for row in answered if row["usage"]["completion_tokens"]]

