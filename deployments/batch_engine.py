@@ -37,7 +37,7 @@ class AnsweringEngine(vLLMEngineStageUDF):  # type: ignore[misc]  # ray ships no
 
     def __init__(self, *arguments: Any, settings: Settings, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.expected_input_keys = set()  # Ray's own would be prompts
+        self.expected_input_keys: set[str] = set()  # Ray's own would be prompts
         self._settings = patient(settings)
         located = locate_model(settings.generator.model, settings.cache_dir)
         writer = EngineWriter(self.llm.engine, load_chat_template(located))
