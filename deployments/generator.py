@@ -91,6 +91,19 @@ def _replicas(generator: GeneratorSettings, serving: GeneratorServing) -> dict[s
     }
 
 
+def engine_kwargs(generator: GeneratorSettings, dtype: str) -> dict[str, Any]:
+    """vLLM's arguments of an engine, its model aside."""
+    return {
+        "dtype": dtype,
+        "max_model_len": generator.max_model_len,
+        "max_num_seqs": generator.max_num_seqs,
+        "gpu_memory_utilization": generator.memory_fraction,
+        "tensor_parallel_size": generator.tensor_parallel,
+        "enforce_eager": generator.enforce_eager,
+        "enable_prefix_caching": True,
+    }
+
+
 def engine_environment(generator: GeneratorSettings, serving: StageServing) -> dict[str, str]:
     """What vLLM reads from the environment."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}

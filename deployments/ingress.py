@@ -27,7 +27,15 @@ from deployments.jobs import JobStore
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
 from deployments.responses import EVENT_NAMES, Responses, problems, streamed
-from deployments.schemas import answer_body, answer_id, degraded_header, search_body, sticky_key, to_question
+from deployments.schemas import (
+    answer_body,
+    answer_id,
+    degraded_header,
+    search_body,
+    sticky_key,
+    to_question,
+    with_llm,
+)
 from deployments.sse import begin, encode_events, event_stream
 from deployments.watch import Watch
 from rag.analyze import terms
@@ -35,14 +43,14 @@ from rag.answer_cache import AnswerCache
 from rag.cache import QueryEmbeddings
 from rag.clock import RequestClock
 from rag.config import Settings
-from rag.errors import RagError, StageError, UnknownModelError
+from rag.errors import RagError, StageError
 from rag.events import Done, Event
 from rag.filter_language import parse_filter
 from rag.filters import Filter
-from rag.models import load_token_counter, locate_model
+from rag.models import load_prompt_counter
 from rag.pipeline import Steps, answer, stream_answer
 from rag.retrieve import SearchSteps, retrieve
-from rag.split import check_split, choose_llm
+from rag.split import check_split
 from rag.step_settings import DeadlineSettings, ServeSettings
 from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
 from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
@@ -98,16 +106,8 @@ class Orchestrator:
         self._split = split
 
     def with_llm(self, question: Question, key: str) -> Question:
-        """The question with the LLM that is to answer it: the one that it names, else the key's by the split.
-
-        Raises UnknownModelError.
-        """
-        llms = self._settings.llms
-        if question.model is None:
-            return replace(question, model=choose_llm(key, self._split))
-        if question.model not in llms:
-            raise UnknownModelError(f"no LLM is served as {question.model!r}; there are: {', '.join(llms)}")
-        return question
+        """The question with the LLM that is to answer it, by the shares of now. Raises UnknownModelError."""
+        return with_llm(question, key, self._split, self._settings.llms)
 
     def _watch(self) -> Watch:
         """Made with the first call, on the event loop that serves."""
@@ -327,14 +327,8 @@ def build_steps(
 
     embed_once = QueryEmbeddings(embed, settings.cache.embeddings)
     search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
-    models = dict.fromkeys(llm.model for llm in settings.llms.values())
-    counters = [load_token_counter(locate_model(model, settings.cache_dir)) for model in models]
-
-    def count_tokens(text: str) -> int:
-        return max(count(text) for count in counters)  # the prompt has to fit whichever LLM gets it
-
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
-    return Steps(search, generate, count_tokens, answers=answers)
+    return Steps(search, generate, load_prompt_counter(settings), answers=answers)
 
 
 async def _on_rag_error(request: Request, error: RagError) -> Response:

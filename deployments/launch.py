@@ -16,15 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from deployments.proxy import BINARY_VARIABLE, script_path
-from deployments.ray_session import joined_address, ray_dir_of, short_dir, start_ray
+from deployments.ray_session import (
+    descendants_ended,
+    joined_address,
+    ray_dir_of,
+    ray_environment,
+    short_dir,
+    start_ray,
+)
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
@@ -154,9 +159,6 @@ def _set_environment(settings: Settings) -> None:
     # The replicas' own HTTP ports, apart from another service's on this machine.
     first = 20000 + settings.serve.port % 400 * 100
     own = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # What a killed replica leaves behind (vLLM's engine processes, with their memory) is ended by its raylet.
-        "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         BINARY_VARIABLE: str(script_path()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
@@ -177,14 +179,8 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "120",
         # Every line at once: what a killed replica had kept back is what one wants to read.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # A hook that does nothing but makes a spare worker process import vLLM: 0.8 GiB and 8 s of a core.
-        "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    if settings.profile == "embedded":
-        own |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    for name, value in {**own, **(FAST_PATH if settings.serve.fast_path else {})}.items():
+    for name, value in {**ray_environment(settings), **own, **(FAST_PATH if settings.serve.fast_path else {})}.items():
         os.environ.setdefault(name, value)
 
 
@@ -281,15 +277,9 @@ def _stop_ray(*, own_ray: bool) -> None:
         serve.delete(APP_NAME)
         ray.shutdown()
         return
-    # While the tree still stands: a process whose parent has ended is found no more.
-    descendants = psutil.Process().children(recursive=True)
-    serve.shutdown()
-    ray.shutdown()
-    _, alive = psutil.wait_procs(descendants, timeout=5)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    with descendants_ended():
+        serve.shutdown()
+        ray.shutdown()
 
 
 @contextmanager

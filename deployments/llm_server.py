@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMError
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
-from deployments.generator import engine_environment
+from deployments.generator import engine_environment, engine_kwargs
 from rag.config import Settings
 from rag.errors import ModelError, StageError
 from rag.models import FormatCheck, adapter_rank, choose_dtype
@@ -146,16 +146,7 @@ def llm_config(generator: GeneratorSettings, serving: StageServing, located: str
         placement_group_config=(
             None if generator.accelerator == "cpu" else {"bundle_per_worker": {"GPU": serving.num_gpus}}
         ),
-        engine_kwargs={
-            "dtype": dtype,
-            "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_num_seqs,
-            "gpu_memory_utilization": generator.memory_fraction,
-            "tensor_parallel_size": generator.tensor_parallel,
-            "enforce_eager": generator.enforce_eager,
-            "enable_prefix_caching": True,
-            **_adapter_arguments(generator),
-        },
+        engine_kwargs={**engine_kwargs(generator, dtype), **_adapter_arguments(generator)},
         lora_config={"max_num_adapters_per_replica": len(generator.adapters)} if generator.adapters else None,
         runtime_env={"env_vars": engine_environment(generator, serving)},
         deployment_config={"ray_actor_options": {"num_cpus": serving.num_cpus}},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from deployments.ray_session import start_local_ray
+from deployments.ray_session import descendants_ended, start_local_ray
 
 
 def main(folder: str, num_cpus: str, object_store_bytes: str) -> None:
@@ -20,7 +20,8 @@ def main(folder: str, num_cpus: str, object_store_bytes: str) -> None:
 
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
-    ray.shutdown()
+    with descendants_ended():
+        ray.shutdown()
 
 
 if __name__ == "__main__":

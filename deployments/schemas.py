@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+from rag.errors import UnknownModelError
 from rag.filters import Filter
+from rag.split import choose_llm
 from rag.types import Answer, Groups, Hit, Message, Question, SearchResult
 from rag.wire import AskRequest
 
@@ -32,6 +34,18 @@ def to_question(body: AskRequest, groups: Groups, where: Filter | None) -> Quest
 def sticky_key(body: AskRequest, request_id: str) -> str:
     """What decides on the LLM: the conversation's first question, from the second on; before it, this request."""
     return next((turn.content for turn in body.conversation if turn.role == "user"), request_id)
+
+
+def with_llm(question: Question, key: str, split: Mapping[str, float], llms: Collection[str]) -> Question:
+    """The question with the LLM that is to answer it: the one that it names, else the key's by the split.
+
+    Raises UnknownModelError for one that is none of `llms`.
+    """
+    if question.model is None:
+        return replace(question, model=choose_llm(key, split))
+    if question.model not in llms:
+        raise UnknownModelError(f"no LLM is served as {question.model!r}; there are: {', '.join(llms)}")
+    return question
 
 
 def answer_id() -> str:

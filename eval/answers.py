@@ -24,11 +24,12 @@ from eval.bench_tables import format_table
 from eval.dataset import Dataset, pool_datasets, read_dataset, read_rows
 from eval.hardware import describe_machine, git_commit
 from eval.local_llm import open_llm
-from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, open_steps
+from eval.retrieval import PATIENT_S, Say, evaluation_settings, index_dataset, open_steps
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import InputError, StageError
 from rag.language import understands
+from rag.local_steps import Models
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer
 from rag.prompt import build_prompt

@@ -25,10 +25,11 @@ import numpy as np
 from eval.bench_tables import format_table
 from eval.dataset import Dataset, SetDocument, read_rows, set_name
 from eval.metrics import MAIN_MEASURE, compare_values, estimate, score_run
-from eval.retrieval import Models, Plan, evaluation_settings, measure_here
+from eval.retrieval import Plan, evaluation_settings, measure_here
 from rag.analyze import terms
 from rag.config import Settings, load_settings
 from rag.errors import InputError, RagError
+from rag.local_steps import Models
 from rag.rewrite import carry_words, rewrite_question
 from rag.types import Message
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.dataset import Dataset
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
-from eval.retrieval import PATIENT_S, Models, Say, evaluation_settings, index_dataset, open_steps
+from eval.retrieval import PATIENT_S, Say, evaluation_settings, index_dataset, open_steps
 from rag.analyze import terms
 from rag.clock import RequestClock
 from rag.config import Settings
@@ -23,6 +23,7 @@ from rag.errors import StageError
 from rag.evidence import read_features, scale_of
 from rag.filters import Not, OneOf
 from rag.language import understands
+from rag.local_steps import Models
 from rag.retrieve import SearchSteps, retrieve, score_spans
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale

@@ -28,13 +28,14 @@ from typing import Any, Literal, NamedTuple
 
 from eval.pool import write_rows
 from eval.questions import Draft, Rule, Terms, draft_questions
-from eval.retrieval import Models, Say, search_here, search_steps
+from eval.retrieval import Say, search_here, search_steps
 from ingest.chunk import embedding_text
 from ingest.fingerprint import index_fingerprint
 from rag.analyze import terms
 from rag.config import Settings
 from rag.connect import open_store
 from rag.errors import InputError
+from rag.local_steps import Models
 from rag.store import MilvusStore
 from rag.types import Chunk, Hit
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from itertools import count
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from eval.raw import engine_args
 from rag.config import Settings
-from rag.models import choose_dtype, locate_model
-from rag.types import Generate, GeneratedText, Message, Usage
+from rag.local_llm import EngineWriter
+from rag.models import choose_dtype, load_chat_template, locate_model
+from rag.types import Generate
 
 
 @asynccontextmanager
@@ -28,47 +27,12 @@ async def open_llm(settings: Settings) -> AsyncIterator[Generate]:
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     }.items():
         os.environ.setdefault(name, value)
-    from transformers import AutoTokenizer
     from vllm.v1.engine.async_llm import AsyncLLM
 
     located = locate_model(settings.generator.model, settings.cache_dir)
-    tokenizer = AutoTokenizer.from_pretrained(located)
+    tokenize = load_chat_template(located)
     engine = AsyncLLM.from_engine_args(engine_args(settings, located, choose_dtype(settings)))
     try:
-        yield _Writer(engine, tokenizer)
+        yield EngineWriter(engine, tokenize)
     finally:
         engine.shutdown()
-
-
-class _Writer:
-    """See rag.types.Generate."""
-
-    def __init__(self, engine: Any, tokenizer: Any) -> None:
-        self._engine, self._tokenizer, self._numbers = engine, tokenizer, count()
-
-    async def __call__(
-        self,
-        messages: list[Message],
-        *,
-        model: str,  # noqa: ARG002  # there is one
-        max_tokens: int,
-        temperature: float,
-    ) -> AsyncGenerator[GeneratedText, None]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        tokens = self._tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            enable_thinking=False,
-        )
-        parameters = SamplingParams(temperature=temperature, max_tokens=max_tokens, output_kind=RequestOutputKind.DELTA)
-        written = 0
-        outputs = self._engine.generate({"prompt_token_ids": tokens}, parameters, request_id=str(next(self._numbers)))
-        async with aclosing(outputs) as pieces:
-            async for output in pieces:
-                (piece,) = output.outputs
-                written += len(piece.token_ids)
-                yield GeneratedText(piece.text, piece.finish_reason, Usage(len(tokens), written))

@@ -27,7 +27,6 @@ from eval.load import percentile
 from eval.metrics import MAIN_MEASURE, MEASURES, Estimate, estimate, score_run, write_qrels, write_run
 from eval.pool import write_rows
 from eval.retrieval import (
-    Models,
     Plan,
     Say,
     StageRuns,
@@ -40,6 +39,7 @@ from eval.retrieval import (
 from ingest.fingerprint import index_fingerprint
 from rag.client import Client
 from rag.config import Settings
+from rag.local_steps import Models
 from rag.models import locate_model
 
 REPORT, TABLES, PLOT = "report.json", "report.txt", "ndcg.png"

@@ -20,14 +20,11 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from eval.dataset import Dataset
 from eval.pool import write_rows
@@ -40,16 +37,14 @@ from rag.client import Client
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.connect import open_store
-from rag.embed import SentenceEmbedder
 from rag.errors import InputError, StageError
 from rag.filters import Filter
 from rag.fuse import order_by_blend
-from rag.models import hide_progress, load_token_offsets, locate_model
-from rag.rerank import CrossEncoderScorer, MaxSimReranker, ScoreRequest
+from rag.local_steps import Models
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings
 from rag.store import MilvusStore
-from rag.types import Embed, Groups, Hit, Score, SearchResult, Span, TextKind
+from rag.types import Embed, Groups, Hit, Score, SearchResult
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -218,44 +213,6 @@ def ingest_paths(paths: Sequence[Path], settings: Settings, collection: str, say
             f"{failure.reason}; leave it out or mend it"
         )
     return report
-
-
-class Models:
-    """The settings' embedder and reranker in this process; one thread owns what blocks. Raises ModelError."""
-
-    def __init__(self, settings: Settings) -> None:
-        embedder = locate_model(settings.embedder.model, settings.cache_dir)
-        hide_progress(embedder)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
-        self._embedder = SentenceEmbedder(settings.embedder, embedder)
-        late = settings.reranker.kind == "maxsim"
-        self.score: Score = self._late_interaction(settings) if late else self._cross_encoder(settings)
-
-    async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
-        """See rag.types.Embed."""
-        return await self._run(self._embedder.encode, texts, kind)
-
-    def _late_interaction(self, settings: Settings) -> Score:
-        offsets = load_token_offsets(settings.embedder, settings.cache_dir)
-        embed_tokens = partial(self._run, self._embedder.encode_tokens)
-        return MaxSimReranker(embed_tokens, offsets, self._embedder.dimension, settings.reranker.cached_texts).score
-
-    def _cross_encoder(self, settings: Settings) -> Score:
-        located = locate_model(settings.reranker_model, settings.cache_dir)
-        scorer = CrossEncoderScorer(settings.reranker, located)
-
-        async def score(
-            queries: list[str],
-            texts: list[str],
-            spans: list[list[Span]],
-            token_vectors: list[bytes],  # noqa: ARG001  # it reads the texts
-        ) -> list[np.ndarray]:
-            return (await self._run(scorer.score, [ScoreRequest(queries, texts, spans)]))[0]
-
-        return score
-
-    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
 
 @asynccontextmanager

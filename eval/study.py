@@ -17,9 +17,10 @@ import numpy as np
 
 from eval.compare import Judged
 from eval.dataset import read_rows
-from eval.retrieval import Found, Models, open_steps, search_here
+from eval.retrieval import Found, open_steps, search_here
 from rag.config import Settings, load_settings
 from rag.errors import InputError
+from rag.local_steps import Models
 from rag.types import Hit
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "corpus"

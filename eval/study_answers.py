@@ -15,10 +15,11 @@ import numpy as np
 
 from eval.confidence import risk_by_coverage
 from eval.dataset import read_rows
-from eval.retrieval import Models, open_steps
+from eval.retrieval import open_steps
 from eval.study import Place, read_places
 from rag.config import Settings
 from rag.errors import InputError, StageError
+from rag.local_steps import Models
 from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer
 from rag.types import Answer, Citation, GeneratedText, Question

@@ -30,19 +30,11 @@ from eval.bench_tables import format_table
 from eval.dataset import Dataset, read_dataset, sample_queries
 from eval.hardware import describe_machine, git_commit
 from eval.metrics import MAIN_MEASURE, compare_values, score_run
-from eval.retrieval import (
-    Models,
-    Say,
-    evaluation_settings,
-    index_dataset,
-    open_steps,
-    rank_documents,
-    ranked_by,
-    search_here,
-)
+from eval.retrieval import Say, evaluation_settings, index_dataset, open_steps, rank_documents, ranked_by, search_here
 from rag.config import Settings, load_settings
 from rag.errors import RagError
 from rag.fuse import fuse_hits, order_by_blend
+from rag.local_steps import Models
 from rag.retrieve import SearchSteps
 from rag.types import Hit, Scores
 

@@ -1,10 +1,14 @@
-"""Texts of unlike length into forward passes of bounded size."""
+"""Texts of unlike length into forward passes of bounded size, and concurrent calls into one."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def token_bounded_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -37,3 +41,29 @@ def token_lengths(tokenizer: Any, max_tokens: int) -> Callable[[list[str]], list
 
     count([""])
     return count
+
+
+class Joined(Generic[In, Out]):
+    """Calls that come while one is at work are made together when it ends: `work` gives each of n inputs its result.
+
+    Each of them raises what `work` raises; a call that is cancelled leaves the others alone.
+    """
+
+    def __init__(self, work: Callable[[list[In]], Awaitable[list[Out]]]) -> None:
+        self._work = work
+        self._busy = asyncio.Lock()
+        self._inputs: list[In] = []
+        self._task: asyncio.Task[list[Out]] | None = None  # that will take what is in `_inputs`
+
+    async def __call__(self, inputs: list[In]) -> list[Out]:
+        start = len(self._inputs)
+        self._inputs += inputs
+        if self._task is None:
+            self._task = asyncio.create_task(self._take())
+        found = await asyncio.shield(self._task)
+        return found[start : start + len(inputs)]
+
+    async def _take(self) -> list[Out]:
+        async with self._busy:
+            inputs, self._inputs, self._task = self._inputs, [], None
+            return await self._work(inputs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from rag.cli_batch import ask_batch
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
 from rag.cli_eval import evaluation
@@ -246,6 +247,7 @@ def split(context: click.Context, weights: tuple[str, ...], url: str | None) -> 
         click.echo(f"{share / sum(given.values()):.1%}  {llm}")
 
 
+main.add_command(ask_batch)
 main.add_command(documents)
 main.add_command(collections)
 main.add_command(evaluation)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rag.errors import DeadlineError, StageTimeoutError
 from rag.types import Stage
@@ -18,13 +18,22 @@ OPTIONAL_SHARE = 0.8
 
 
 class RequestClock:
-    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage."""
+    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage.
+
+    Pickled it stands still, until it is unpickled: a request of a batch goes from one process to another.
+    """
 
     def __init__(self, deadline_s: float, queue_s: float = 0.0) -> None:
         self._started = time.perf_counter() - queue_s
         self._deadline_s = deadline_s
         self.timings_ms: dict[str, float] = {"queue": round(queue_s * 1000, 3)}
         self.degraded: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_started": self.elapsed_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _started=time.perf_counter() - state["_started"])
 
     @property
     def elapsed_s(self) -> float:
@@ -58,6 +67,25 @@ class RequestClock:
             except TimeoutError as error:
                 self.check_deadline(stage)
                 raise StageTimeoutError(stage, f"no result within {limit_s:.1f} s") from error
+
+    async def iterate(self, stage: Stage, pieces: AsyncIterator[T], budget_s: float) -> AsyncGenerator[T, None]:
+        """An optional stage's pieces as they come; closing it closes them. Raises StageTimeoutError after its limit."""
+        limit_s = self.limit_s(budget_s, optional=True)
+        ends_at = asyncio.get_running_loop().time() + limit_s
+        try:
+            while True:
+                with self.timed(stage):
+                    try:
+                        async with asyncio.timeout_at(ends_at):
+                            piece = await anext(pieces)
+                    except StopAsyncIteration:
+                        return
+                    except TimeoutError as error:
+                        raise StageTimeoutError(stage, f"not finished within {limit_s:.1f} s") from error
+                yield piece
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

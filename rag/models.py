@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from rag.config import Settings
 from rag.cpu import cpu_flags
 from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
-from rag.types import CountTokens, TokenOffsets
+from rag.types import CountTokens, Message, TokenOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,37 @@ def load_token_counter(located: str, *, special_tokens: bool = False) -> CountTo
         return len(tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     return count_tokens
+
+
+def load_prompt_counter(settings: Settings) -> CountTokens:
+    """A function text -> number of tokens of a prompt, which has to fit whichever LLM gets it. Raises ModelError."""
+    models = dict.fromkeys(llm.model for llm in settings.llms.values())
+    counters = [load_token_counter(locate_model(model, settings.cache_dir)) for model in models]
+
+    def count_tokens(text: str) -> int:
+        return max(count(text) for count in counters)
+
+    return count_tokens
+
+
+def load_chat_template(located: str) -> Callable[[list[Message]], list[int]]:
+    """A function messages -> the tokens of the prompt, by the LLM's own chat template, up to its answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(located)
+
+    def tokenize(messages: list[Message]) -> list[int]:
+        tokens: list[int] = tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            # A reasoning model's thoughts would take the answer's tokens; templates without this switch ignore it.
+            enable_thinking=False,
+        )
+        return tokens
+
+    return tokenize
 
 
 def load_token_offsets(settings: EmbedderSettings, cache_dir: Path) -> TokenOffsets:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
 from rag.clock import RequestClock
 from rag.config import Settings
-from rag.errors import DeadlineError, StageTimeoutError
+from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks
@@ -86,6 +87,24 @@ async def stream_answer(
     Raises UnknownCollectionError, IndexMismatchError, InputError, DeadlineError, and StageError or
     StoreUnavailableError when nothing could be searched. Closing the iterator ends the generation.
     """
+    flow = await begin(question, steps, settings, queue_s=queue_s)
+    lookup = begin_lookup(steps.answers, question, flow.query, flow.found, steps.search, settings, flow.clock)
+    if lookup is not None and (known := await lookup.recall()) is not None:
+        for event in replay_answer(known, known.hits[: flow.rerank_top_k]):
+            yield event
+        return
+    await flow.rerank()
+    yield Retrieved(flow.hits)
+    await flow.judge()
+    async with aclosing(flow.finish()) as events:
+        async for event in events:
+            if lookup is not None and isinstance(event, Done):
+                lookup.keep(event.answer)
+            yield event
+
+
+async def begin(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Flow:
+    """The question with what the searches found for it. Raises what `stream_answer` raises."""
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
     clock = RequestClock(deadline_s, queue_s)
     query = question.text
@@ -102,34 +121,12 @@ async def stream_answer(
         top_k=question.top_k,
         rerank=False,
     )
-    lookup = begin_lookup(steps.answers, question, query, found, steps.search, settings, clock)
-    rerank_top_k = question.rerank_top_k or settings.reranker.top_k
-    if lookup is not None and (known := await lookup.recall()) is not None:
-        for event in replay_answer(known, known.hits[:rerank_top_k]):
-            yield event
-        return
-    found = await rerank_found(query, question.collection, found, steps.search, settings, clock)
-    hits = found.hits[:rerank_top_k]
-    yield Retrieved(hits)
-    flow = _Flow(question, query, steps, settings, clock, found, hits, question.model or settings.generator.model_id)
-    await flow.judge()
-    if flow.verdict.decision == "abstain":
-        yield Token(flow.abstain())
-    else:
-        async with aclosing(flow.write()) as events:
-            async for event in events:
-                yield event
-    if clock.degraded:
-        yield Degraded(tuple(clock.degraded))
-    made = flow.answer()
-    if lookup is not None:
-        lookup.keep(made)
-    yield Done(made)
+    return Flow(question, query, steps, settings, clock, found, question.model or settings.generator.model_id)
 
 
 @dataclass(slots=True)
-class _Flow:
-    """One question after retrieval; collects what becomes the Answer."""
+class Flow:
+    """One question after its searches. Collects what becomes the Answer, by `rerank`, then `judge`, then `finish`."""
 
     question: Question
     query: str  # the question as it can be understood without the conversation
@@ -137,8 +134,8 @@ class _Flow:
     settings: Settings
     clock: RequestClock
     found: SearchResult  # every candidate
-    hits: tuple[Hit, ...]  # those kept for the prompt
     llm: str  # the one chosen; in its place the one of its fallback that answered
+    hits: tuple[Hit, ...] = ()  # those kept for the prompt
     verdict: Verdict = field(default_factory=lambda: Verdict("answer"))
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
@@ -147,6 +144,37 @@ class _Flow:
     prompt: Prompt | None = None
     evidence: Evidence | None = None
     similarity: list[np.ndarray] = field(default_factory=list)  # the query's, to each sentence of the evidence
+
+    @property
+    def rerank_top_k(self) -> int:
+        return self.question.rerank_top_k or self.settings.reranker.top_k
+
+    @property
+    def writers(self) -> list[str]:
+        """The LLMs to be asked, one where those before it failed: the chosen one and its `fallback`.
+
+        None for an abstention. One that does not understand the question's language is not asked: all that it would
+        write were thrown away.
+        """
+        if self.verdict.decision == "abstain":
+            return []
+        llms, text = self.settings.llms, self.question.text
+        return [name for name in (self.llm, *llms[self.llm].fallback) if understands(llms[name].languages, text)]
+
+    def sampling(self, llm: str) -> dict[str, Any]:
+        """How an LLM is asked: `max_tokens` and `temperature`."""
+        generator, wanted = self.settings.llms[llm], self.question
+        return {
+            "max_tokens": min(wanted.max_tokens or generator.max_tokens, generator.max_tokens),
+            "temperature": generator.temperature if wanted.temperature is None else wanted.temperature,
+        }
+
+    async def rerank(self) -> None:
+        """Reranks what was found, and keeps the best for the prompt."""
+        self.found = await rerank_found(
+            self.query, self.question.collection, self.found, self.steps.search, self.settings, self.clock
+        )
+        self.hits = self.found.hits[: self.rerank_top_k]
 
     async def judge(self) -> None:
         """Reads the passages, and decides whether they hold the answer."""
@@ -179,18 +207,27 @@ class _Flow:
         self.written = AnswerText(text)
         return text
 
-    async def write(self) -> AsyncGenerator[Event, None]:
+    async def finish(self) -> AsyncGenerator[Event, None]:
+        """Everything after Retrieved."""
+        if self.verdict.decision == "abstain":
+            yield Token(self.abstain())
+        else:
+            async with aclosing(self._write()) as events:
+                async for event in events:
+                    yield event
+        if self.clock.degraded:
+            yield Degraded(tuple(self.clock.degraded))
+        yield Done(self._answer())
+
+    async def _write(self) -> AsyncGenerator[Event, None]:
         """The answer's events: generated while it is supported, else extracted, else an abstention.
 
-        Where the chosen LLM fails before anything was sent, the next of its `fallback` writes. One that does not
-        understand the question's language is not asked: all that it would write is thrown away.
+        Where an LLM fails before anything was sent, the next of `writers` writes.
         """
         assert self.evidence is not None
         relevance = question_relevance(self.evidence, self.similarity)
-        llms, failed = self.settings.llms, list[str]()
-        for name in (self.llm, *llms[self.llm].fallback):
-            if not understands(llms[name].languages, self.question.text):
-                continue
+        failed = list[str]()
+        for name in self.writers:
             try:
                 async with aclosing(self._generated(name, self.evidence, relevance)) as events:
                     async for event in events:
@@ -298,40 +335,23 @@ class _Flow:
         Raises StageTimeoutError when the stage's time is up; a sentence that was cut off by it is not given.
         """
         assert self.prompt is not None
-        generator = self.settings.llms[llm]
-        temperature = self.question.temperature
-        pieces = self.steps.generate(
-            self.prompt.messages,
-            model=llm,
-            max_tokens=min(self.question.max_tokens or generator.max_tokens, generator.max_tokens),
-            temperature=generator.temperature if temperature is None else temperature,
+        pieces = self.clock.iterate(
+            "generate",
+            self.steps.generate(self.prompt.messages, model=llm, **self.sampling(llm)),
+            self.settings.deadlines.generate_s,
         )
-        budget_s = self.clock.limit_s(self.settings.deadlines.generate_s, optional=True)
-        ends_at = asyncio.get_running_loop().time() + budget_s
         text, taken = "", 0  # `taken`: where the last sentence given ends
-        iterator = aiter(pieces)
         finish_reason: str | None = None
-        try:
-            while True:
-                with self.clock.timed("generate"):
-                    try:
-                        async with asyncio.timeout_at(ends_at):
-                            piece = await anext(iterator)
-                    except StopAsyncIteration:
-                        break
-                    except TimeoutError as error:
-                        raise StageTimeoutError("generate", f"not finished within {budget_s:.1f} s") from error
+        async with aclosing(pieces):
+            async for piece in pieces:
                 text += piece.text
                 self.usage = piece.usage or self.usage
                 finish_reason = piece.finish_reason or finish_reason
                 for start, end in complete_sentences(text, done=False, start=taken):
                     taken = end
                     yield text[start:end]
-            for start, end in last_sentences(text, taken, cut=finish_reason == "length"):
-                yield text[start:end]
-        finally:
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
+        for start, end in last_sentences(text, taken, cut=finish_reason == "length"):
+            yield text[start:end]
 
     async def _similarity(self, text: str, evidence: Evidence) -> list[np.ndarray]:
         """The scorer's values for every evidence sentence; by shared words when it is down (`ground` degraded)."""
@@ -351,7 +371,7 @@ class _Flow:
         self.clock.leave_out("ground")
         return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 
-    def answer(self) -> Answer:
+    def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)

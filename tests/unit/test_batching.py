@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.batching import token_bounded_batches
+from rag.batching import Joined, token_bounded_batches
 
 lengths = st.lists(st.integers(0, 600), max_size=60)
 limits = st.integers(1, 2000)
@@ -51,3 +52,57 @@ def test_no_two_neighbouring_batches_would_fit_into_one(lengths: list[int], max_
 )
 def test_known_cases(lengths: list[int], max_tokens: int, expected: list[list[int]]) -> None:
     assert list(token_bounded_batches(lengths, max_tokens)) == expected
+
+
+class Recorder:
+    """Doubles numbers, once it may; keeps what each call was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.may = asyncio.Event()
+
+    async def __call__(self, inputs: list[int]) -> list[int]:
+        self.calls.append(inputs)
+        await self.may.wait()
+        if 13 in inputs:
+            raise ValueError("13")
+        return [2 * one for one in inputs]
+
+
+async def started(joined: Joined[int, int], *inputs: list[int]) -> list[asyncio.Task[list[int]]]:
+    tasks = [asyncio.create_task(joined(one)) for one in inputs]
+    await asyncio.sleep(0.01)
+    return tasks
+
+
+async def test_calls_that_come_while_one_is_at_work_are_made_together_and_each_gets_its_own() -> None:
+    work = Recorder()
+    joined = Joined(work)
+    tasks = [*await started(joined, [1, 2]), *await started(joined, [3]), *await started(joined, [], [4, 5])]
+    work.may.set()
+    assert await asyncio.gather(*tasks) == [[2, 4], [6], [], [8, 10]]
+    assert work.calls == [[1, 2], [3, 4, 5]]
+
+
+async def test_what_the_work_raises_every_call_of_it_raises_and_no_other() -> None:
+    work = Recorder()
+    joined = Joined(work)
+    tasks = [*await started(joined, [1]), *await started(joined, [2], [13])]
+    work.may.set()
+    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert first == [2]
+    assert [type(one) for one in others] == [ValueError, ValueError]
+    assert await joined([5]) == [10]
+
+
+async def test_a_call_that_is_cancelled_leaves_the_others_alone() -> None:
+    work = Recorder()
+    joined = Joined(work)
+    first, second, third = [*await started(joined, [1]), *await started(joined, [2], [3])]
+    first.cancel()
+    second.cancel()
+    await asyncio.sleep(0)
+    work.may.set()
+    assert await third == [6]
+    assert first.cancelled()
+    assert second.cancelled()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
@@ -54,6 +57,42 @@ async def test_a_stage_is_cancelled_when_its_time_is_up() -> None:
     with pytest.raises(StageTimeoutError):
         await RequestClock(10).run("dense", stage, 0.01)
     assert cancelled.is_set()
+
+
+async def test_a_stages_pieces_come_until_its_time_is_up_and_are_then_closed() -> None:
+    closed = asyncio.Event()
+
+    async def count() -> AsyncGenerator[int, None]:
+        try:
+            for number in range(3):
+                yield number
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    clock = RequestClock(10)
+    pieces = clock.iterate("generate", count(), 0.1)
+    assert [await anext(pieces) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(StageTimeoutError, match=r"^generate: not finished within 0\.1 s$"):
+        await anext(pieces)
+    assert closed.is_set()
+    assert clock.timings_ms["generate"] > 0
+
+
+async def test_a_stages_pieces_are_closed_with_their_reader() -> None:
+    closed = asyncio.Event()
+
+    async def count() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.set()
+
+    async with aclosing(RequestClock(10).iterate("generate", count(), 1)) as pieces:
+        assert await anext(pieces) == 1
+        assert not closed.is_set()
+    assert closed.is_set()
 
 
 async def test_the_deadline_ends_a_stage_with_a_larger_budget() -> None:
@@ -131,3 +170,15 @@ def test_a_stage_is_left_out_once_and_in_order() -> None:
     clock.leave_out("rerank")
     clock.leave_out("lexical")
     assert clock.degraded == ["lexical", "rerank"]
+
+
+def test_a_pickled_clock_stands_still_and_keeps_what_it_knows() -> None:
+    clock = RequestClock(10, queue_s=1.0)
+    clock.mark("ttft")
+    clock.leave_out("rerank")
+    packed = pickle.dumps(clock)
+    time.sleep(0.2)
+    again = pickle.loads(packed)
+    assert 1.0 < again.elapsed_s < clock.elapsed_s
+    assert (again.timings_ms, again.degraded) == (clock.timings_ms, ["rerank"])
+    assert again.left_s > clock.left_s

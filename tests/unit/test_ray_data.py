@@ -14,7 +14,7 @@ from ray.data._internal.execution.no_progress_guard import NoProgressGuard
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import NodeDiedError
 
-from deployments.bulk import failures_named, ray_head, set_up
+from deployments.ray_data import failures_named, ray_head, set_up
 from rag.errors import StageError
 
 
@@ -27,21 +27,21 @@ def test_a_run_may_make_no_progress_for_as_long_as_a_document_takes() -> None:
 
 @pytest.mark.parametrize("kind", [ExecutionTimeoutError, NodeDiedError, ConnectionError])
 def test_what_ray_raises_names_its_logs(kind: type[Exception]) -> None:
-    with pytest.raises(StageError, match="ingest: it broke; look there"), failures_named("look there"):
+    with pytest.raises(StageError, match="ingest: it broke; look there"), failures_named("ingest", "look there"):
         raise kind("it broke")
 
 
 def test_what_joining_raises_names_the_logs_and_what_is_not_rays_is_left_as_it_is() -> None:
-    joining = failures_named("look there", RuntimeError)
+    joining = failures_named("ingest", "look there", RuntimeError)
     with pytest.raises(StageError, match="ingest: Version mismatch; look there"), joining:
         raise RuntimeError("Version mismatch")
-    with pytest.raises(RuntimeError, match="ours"), failures_named("look there"):
+    with pytest.raises(RuntimeError, match="ours"), failures_named("ingest", "look there"):
         raise RuntimeError("ours")
 
 
 def test_a_head_runs_apart_from_ctrl_c_and_ends_when_its_stdin_is_closed() -> None:
     program = "import os, sys; print(os.getpid(), os.getsid(0), flush=True); sys.stdin.read()"
-    with ray_head([sys.executable, "-c", program], "look there") as printed:
+    with ray_head([sys.executable, "-c", program], "ingest", "look there") as printed:
         process, session = map(int, printed.split())
         assert psutil.pid_exists(process)
         assert session == process != os.getsid(0)
@@ -51,7 +51,7 @@ def test_a_head_runs_apart_from_ctrl_c_and_ends_when_its_stdin_is_closed() -> No
 def test_a_head_that_never_starts_is_killed_with_its_children_and_named_with_its_logs(tmp_path: Path) -> None:
     written = tmp_path / "pid"
     child = f"echo $$ > {written}; exec sleep 300"
-    hangs = ray_head(["bash", "-c", f"bash -c '{child}'; true"], "look there", limit_s=2)
+    hangs = ray_head(["bash", "-c", f"bash -c '{child}'; true"], "ingest", "look there", limit_s=2)
     with pytest.raises(StageError, match="Ray did not start within 2 s; look there"), hangs:
         pass
     left, until = int(written.read_text()), time.monotonic() + 10
@@ -61,5 +61,5 @@ def test_a_head_that_never_starts_is_killed_with_its_children_and_named_with_its
 
 
 def test_a_head_that_ends_at_once_is_named_with_its_logs() -> None:
-    with pytest.raises(StageError, match="Ray did not start; look there"), ray_head(["true"], "look there"):
+    with pytest.raises(StageError, match="Ray did not start; look there"), ray_head(["true"], "ingest", "look there"):
         pass
