@@ -37,6 +37,7 @@ from rag.ground import (
     split_evidence,
     strip_markers,
 )
+from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, retrieve, score_spans
@@ -61,6 +62,7 @@ class Steps:
     search: SearchSteps
     generate: Generate
     count_tokens: CountTokens
+    instructions: FindInstructions = find_instructions
 
     @property
     def terms(self) -> Terms:
@@ -190,10 +192,11 @@ class _Flow:
         )
 
     def _best_sentence(self) -> float | None:
-        """The best score of a sentence of the first passage; None where the scorer gave none."""
-        if not self.similarity or "ground" in self.clock.degraded:
+        """The best score of a sentence of the first passage that may be quoted; None where the scorer gave none."""
+        if not self.similarity or self.evidence is None or "ground" in self.clock.degraded:
             return None
-        return float(self.similarity[0].max()) if self.similarity[0].size else None
+        scores = zip(self.evidence.sentences[0], self.similarity[0].tolist(), strict=True)
+        return max((score for sentence, score in scores if not sentence.instructs), default=None)
 
     def abstain(self) -> str:
         """Makes the answer a plain sentence that says so."""
@@ -250,12 +253,13 @@ class _Flow:
             self.question.conversation,
             count_tokens=self.steps.count_tokens,
             settings=self.settings.prompt,
+            instructions=self.steps.instructions,
         )
         shown = self.prompt.passages
         known = {passage.hit.chunk.chunk_id for passage in shown}
         others = [hit for hit in self.hits if hit.chunk.chunk_id not in known]
         passages = [*shown, *(Passage(marker, hit) for marker, hit in enumerate(others, start=len(shown) + 1))]
-        return split_evidence(passages, self.query, split_sentences, self.steps.terms)
+        return split_evidence(passages, self.query, split_sentences, self.steps.terms, self.steps.instructions)
 
     def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
         """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
