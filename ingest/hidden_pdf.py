@@ -17,9 +17,12 @@ from typing import Any
 from pypdf import PageObject
 from pypdf.generic import ArrayObject, DictionaryObject, TextStringObject
 
+from ingest.lines import DAMAGE
+
 Matrix = tuple[float, float, float, float, float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
+_EVERYWHERE: Box = (-math.inf, -math.inf, math.inf, math.inf)
 _SHOWS = {b"Tj", b"TJ", b"'", b'"'}
 _FILLS = {b"f", b"F", b"f*", b"B", b"B*", b"b", b"b*"}
 _ENDS_PATH = {b"S", b"s", b"n"}
@@ -42,7 +45,7 @@ class _State:
     white: bool = False
     components: int = 1  # of a fill colour's space; 0: of one in which white is not known
     alpha: float = 1.0
-    mode: int = 0
+    invisible: bool = False
     size: float = 0.0
     type3: bool = False  # its sizes say nothing
     line_width: float = 1.0
@@ -62,16 +65,10 @@ class HiddenText:
     _images: list[Box] = field(default_factory=list)
     _waiting: set[str] = field(default_factory=set)  # the page's images that are not drawn yet
     _path: list[tuple[float, float]] = field(default_factory=list)
-    _seen: Box = (-math.inf, -math.inf, math.inf, math.inf)
+    _seen: Box = _EVERYWHERE
 
     def __post_init__(self) -> None:
-        crop, media = self.page.cropbox, self.page.mediabox
-        self._seen = (
-            max(float(crop.left), float(media.left)),
-            max(float(crop.bottom), float(media.bottom)),
-            min(float(crop.right), float(media.right)),
-            min(float(crop.top), float(media.top)),
-        )
+        self._seen = _visible_part(self.page)
         self._resources = _dictionary(self.page.get("/Resources"))
         objects = _dictionary(self._resources.get("/XObject"))
         self._waiting = {name for name in objects if _dictionary(objects[name]).get("/Subtype") == "/Image"}
@@ -91,7 +88,7 @@ class HiddenText:
         elif operator in _FILLS or operator in _ENDS_PATH:
             self._paint(operator)
         elif operator == b"sh":
-            self._painted.append((-math.inf, -math.inf, math.inf, math.inf))
+            self._painted.append(_EVERYWHERE)
         elif operator == b"INLINE IMAGE":
             self._draw_image(matrix)
         elif operator == b"Do":
@@ -111,7 +108,7 @@ class HiddenText:
             return True
         if not _holds(self._seen, x, y, margin=_MARGIN_EM * abs(height)):
             return True
-        if self.state.mode == _INVISIBLE:
+        if self.state.invisible:
             return not self._waiting and not any(_holds(image, x, y) for image in self._images)
         if not self.state.white or len(self._painted) > _MOST_SHAPES:
             return False
@@ -122,21 +119,24 @@ class HiddenText:
         match operator:
             case b"g" | b"rg" | b"k":
                 self.state = replace(self.state, components=len(numbers), white=_is_white(numbers, len(numbers)))
-            case b"cs" if operands:
-                self.state = replace(self.state, components=self._components(operands[0]), white=False)
+            case b"cs":
+                self.state = replace(self.state, components=self._components(_name(operands)), white=False)
             case b"sc" | b"scn":
                 self.state = replace(self.state, white=_is_white(numbers, self.state.components))
             case b"Tr" if numbers:
-                self.state = replace(self.state, mode=int(numbers[0]))
-            case b"Tf" if len(operands) > 1 and numbers:
-                font = _dictionary(_dictionary(self._resources.get("/Font")).get(operands[0]))
+                self.state = replace(self.state, invisible=numbers[0] == _INVISIBLE)
+            case b"Tf" if numbers:
+                font = self._resource("/Font", operands)
                 self.state = replace(self.state, size=numbers[-1], type3=font.get("/Subtype") == "/Type3")
             case b"w" if numbers:
                 self.state = replace(self.state, line_width=numbers[0])
-            case b"gs" if operands:
-                alpha = _dictionary(_dictionary(self._resources.get("/ExtGState")).get(operands[0])).get("/ca")
+            case b"gs":
+                alpha = self._resource("/ExtGState", operands).get("/ca")
                 if isinstance(alpha, (int, float)):
                     self.state = replace(self.state, alpha=float(alpha))
+
+    def _resource(self, kind: str, operands: Sequence[Any]) -> DictionaryObject:
+        return _dictionary(_dictionary(self._resources.get(kind)).get(_name(operands)))
 
     def _components(self, name: str) -> int:
         space = _dictionary(self._resources.get("/ColorSpace")).get(name, name)
@@ -173,15 +173,31 @@ class HiddenText:
     def _enter(self, operands: list[Any], matrix: Matrix) -> None:
         """An image is drawn, or a form is about to be read, which has a space and resources of its own."""
         self._forms.append((self.state, self._saved, self._base, self._resources))
-        drawn = _dictionary(_dictionary(self._resources.get("/XObject")).get(operands[0])) if operands else {}
+        drawn = self._resource("/XObject", operands)
         if drawn.get("/Subtype") == "/Image":
             self._draw_image(matrix)
-            self._waiting.discard(operands[0])
+            self._waiting.discard(_name(operands))
             return
-        own = _numbers(drawn.get("/Matrix", _IDENTITY))
+        own = _numbers(drawn["/Matrix"]) if isinstance(drawn.get("/Matrix"), ArrayObject) else []
         self._base = _multiply(own if len(own) == 6 else _IDENTITY, matrix)
         self._resources = _dictionary(drawn.get("/Resources")) or self._resources
         self._saved = []
+
+
+def _visible_part(page: PageObject) -> Box:
+    """The page as it is cropped; without bounds where the file says nothing that makes sense."""
+    try:
+        (left, bottom), (right, top) = page.mediabox.lower_left, page.mediabox.upper_right
+        crop = page.cropbox
+        left, bottom = max(left, crop.left), max(bottom, crop.bottom)
+        right, top = min(right, crop.right), min(top, crop.top)
+    except DAMAGE:
+        return _EVERYWHERE
+    return (left, bottom, right, top) if left < right and bottom < top else _EVERYWHERE
+
+
+def _name(operands: Sequence[Any]) -> str:
+    return operands[0] if operands and isinstance(operands[0], str) else ""
 
 
 def _dictionary(value: Any) -> DictionaryObject:
