@@ -41,7 +41,8 @@ _TAGS = {
 _PDF = ("pdf_white", "pdf_invisible", "pdf_tiny", "pdf_off_page", "pdf_white_form")
 HIDDEN = (*_TAGS, *_PDF)
 _PAGE = """<html><head><title>Notes</title><style>.note {{ display: none }}</style></head><body><h1>Notes</h1>
-<p>{lead}</p>{hidden}<p>This page is looked after by the office. Ask there when something is missing.</p></body></html>"""
+<p>{lead}</p>{hidden}<p>This page is looked after by the office. Ask there when something is missing.</p>
+</body></html>"""
 
 
 @dataclass(frozen=True, slots=True)
