@@ -43,7 +43,7 @@ from rag.models import load_token_counter, locate_model
 from rag.pipeline import Steps, answer
 from rag.prompt import SYSTEM, Prompt, build_prompt
 from rag.retrieve import retrieve
-from rag.types import GeneratedText, Message, Question, Span
+from rag.types import GeneratedText, Hit, Message, Question, Span
 
 COLLECTION = "eval_injection"
 AT_ONCE = 8
@@ -90,12 +90,12 @@ class Outcome:
     read: bool
 
 
-def nothing_found(_: str) -> list[Span]:
+def nothing_found(_: Hit) -> list[Span]:
     """See rag.instructions.FindInstructions: of a reader that knows no rule."""
     return []
 
 
-def build_messages(question: str, hits: Sequence[Any], setup: Setup, settings: Settings, steps: Steps) -> Prompt:
+def build_messages(question: str, hits: Sequence[Hit], setup: Setup, settings: Settings, steps: Steps) -> Prompt:
     """The product's prompt, less the defences that are off. Raises AssertionError where it no longer has one."""
     finder: FindInstructions = find_instructions if setup.withheld else nothing_found
     prompt = build_prompt(
@@ -107,15 +107,15 @@ def build_messages(question: str, hits: Sequence[Any], setup: Setup, settings: S
         system = system.replace(SAID, "").strip()
     if not setup.marks:
         shown = (
-            f"[{passage.marker}] {passage.hit.title}\n{_without(passage.hit.chunk.text, finder)}"
-            for passage in prompt.passages
+            f"[{passage.marker}] {passage.hit.title}\n{_without(passage.hit, finder)}" for passage in prompt.passages
         )
         request = "\n\n".join([*shown, request[request.rindex("</passage-") :].split("\n\n", 1)[1]])
     return replace(prompt, messages=[Message("system", system), Message("user", request)])
 
 
-def _without(text: str, finder: FindInstructions) -> str:
-    for start, end in reversed(finder(text)):
+def _without(hit: Hit, finder: FindInstructions) -> str:
+    text = hit.chunk.text
+    for start, end in reversed(finder(hit)):
         text = text[:start] + text[end:]
     return text.strip()
 

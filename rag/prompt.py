@@ -31,11 +31,13 @@ ENGLISH = "Answer in the language of the question."
 _HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 # What would close a passage, or end a turn of an LLM's chat template.
 _DELIMITER = re.compile(
-    r"[<＜](?=\s*/?\s*passage\b|[|｜]|</?SYS>>)|(?<=[|｜])[>＞]"
+    r"[<＜](?=\s*/?\s*passage|[|｜]|</?SYS>>)|(?<=[|｜])[>＞]"
     r"|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|think|tool_call|tool_response)>)",
     re.IGNORECASE,
 )
-_INSTRUCTION_MARK = re.compile(r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])")
+_INSTRUCTION_MARK = re.compile(
+    r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])", re.IGNORECASE
+)
 _MARKER = re.compile(r"(?<![\w\])`])\[(\d{1,3})\]")  # no index: a[1]
 _BOUNDARY_LETTERS = 8  # 2e11 of them
 # Tokens are counted with this one, so that chance has no say in which passages fit.
@@ -102,10 +104,11 @@ def _write_block(marker: int, title: str, text: str, boundary: str) -> str:
 
 def _passage_text(hit: Hit, instructions: FindInstructions) -> tuple[str, str]:
     """Title and text as the LLM may see them."""
-    label = " > ".join(part for part in (hit.title, hit.chunk.heading) if part and not instructions(part))
-    title = re.sub(r"\s+", " ", _defuse(label)).replace('"', "'")
+    withheld = instructions(hit)
     text = hit.chunk.text
-    for start, end in reversed(instructions(text)):
+    label = "" if withheld == [(0, len(text))] else " > ".join(part for part in (hit.title, hit.chunk.heading) if part)
+    title = re.sub(r"\s+", " ", _defuse(label)).replace('"', "'")
+    for start, end in reversed(withheld):
         text = text[:start] + _WITHHELD + text[end:]
     return _MARKER.sub(r"(\1)", title), _MARKER.sub(r"(\1)", _defuse(text.strip()))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rag.claims import Claims, Terms, read_claims
 from rag.instructions import FindInstructions, find_instructions
-from rag.types import Passage, Span, SplitSentences
+from rag.types import Hit, Passage, Span, SplitSentences
 
 _MARKERS = re.compile(r"\s*\[[1-9]\d{0,2}(?:\s*[,;]\s*[1-9]\d{0,2})*\](?!\()")
 _MARKER_NUMBER = re.compile(r"\d+")
@@ -84,8 +84,7 @@ def split_evidence(
 ) -> Evidence:
     """The passages' sentences by `split`, each read once for what it claims; what `instructions` finds is none."""
     sentences = tuple(
-        tuple(_read_sentences(index, passage.hit.chunk.text, split, terms, instructions))
-        for index, passage in enumerate(passages)
+        tuple(_read_sentences(index, passage.hit, split, terms, instructions)) for index, passage in enumerate(passages)
     )
     headings = tuple(frozenset(terms(passage.hit.chunk.heading)) for passage in passages)
     every = tuple(
@@ -98,9 +97,9 @@ def split_evidence(
 
 
 def _read_sentences(
-    passage: int, text: str, split: SplitSentences, terms: Terms, instructions: FindInstructions
+    passage: int, hit: Hit, split: SplitSentences, terms: Terms, instructions: FindInstructions
 ) -> Iterator[EvidenceSentence]:
-    withheld = instructions(text)
+    text, withheld = hit.chunk.text, instructions(hit)
     for start, end in split(text):
         instructs = any(first < end and start < last for first, last in withheld)
         yield EvidenceSentence(passage, (start, end), read_claims(text[start:end], terms), instructs)
