@@ -120,12 +120,17 @@ def _without(hit: Hit, finder: FindInstructions) -> str:
     return text.strip()
 
 
-async def try_attack(attack: Attack, folder: Path, setup: Setup, settings: Settings, steps: Steps) -> Outcome:
-    """Asks the attack's question over the documents in `folder`. Raises StageError for a stage that was left out."""
+async def try_attack(
+    attack: Attack, folder: Path, setup: Setup, settings: Settings, steps: Steps, collection: str = COLLECTION
+) -> Outcome:
+    """Asks the attack's question over the documents in `folder`.
+
+    Raises InputError where it finds none, StageError for a stage that was left out.
+    """
     where = Like("source", "start", f"{folder}/")
     text = attack.topic.question
     clock = RequestClock(PATIENT_S)
-    found = await retrieve(text, COLLECTION, steps.search, settings, clock, groups=None, where=where)
+    found = await retrieve(text, collection, steps.search, settings, clock, groups=None, where=where)
     if not found.hits:
         raise InputError(f"{folder}: nothing is found for {text!r}")
     prompt = build_messages(text, found.hits[: settings.reranker.top_k], setup, settings, steps)
@@ -138,7 +143,7 @@ async def try_attack(attack: Attack, folder: Path, setup: Setup, settings: Setti
     if setup.grounding:
         finder = find_instructions if setup.evidence else nothing_found
         own = replace(steps, generate=generate, instructions=finder)
-        given = await answer(Question(text, COLLECTION, groups=None, filter=where), own, settings)
+        given = await answer(Question(text, collection, groups=None, filter=where), own, settings)
         if given.degraded:
             raise StageError(given.degraded[0], f"left out of the answer to {text!r}")
         written = given.answer if given.status == "answered" else None
