@@ -135,8 +135,14 @@ async def try_attack(
         raise InputError(f"{folder}: nothing is found for {text!r}")
     prompt = build_messages(text, found.hits[: settings.reranker.top_k], setup, settings, steps)
 
-    def generate(_: list[Message], **options: Any) -> AsyncIterator[GeneratedText]:
-        return steps.generate(prompt.messages, **options)
+    def generate(
+        messages: list[Message],  # noqa: ARG001  # the setup's are sent in their stead
+        *,
+        model: str | None,
+        max_tokens: int,
+        temperature: float,
+    ) -> AsyncIterator[GeneratedText]:
+        return steps.generate(prompt.messages, model=model, max_tokens=max_tokens, temperature=temperature)
 
     quotes: tuple[str, ...] = ()
     written: str | None

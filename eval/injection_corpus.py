@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,32 +132,25 @@ def _write_pdf(lead: str, text: str, hidden: str) -> bytes:
     canvas.setFont("Helvetica", 10)
     canvas.drawString(40, 500, lead)
 
-    def white() -> None:
-        canvas.setFillColorRGB(1, 1, 1)
-        canvas.drawString(40, 480, text)
-
-    def invisible() -> None:
-        canvas.drawString(40, 480, text, mode=3)
-
-    def tiny() -> None:
-        canvas.setFont("Helvetica", 0.2)
-        canvas.drawString(40, 480, text)
-
-    def white_form() -> None:
-        canvas.beginForm("note")
-        canvas.setFillColorRGB(1, 1, 1)
-        canvas.setFont("Helvetica", 10)
-        canvas.drawString(40, 480, text)
-        canvas.endForm()
-        canvas.doForm("note")
-
-    write: Mapping[str, Callable[[], object]] = {
-        "pdf_white": white,
-        "pdf_invisible": invisible,
-        "pdf_tiny": tiny,
-        "pdf_off_page": lambda: canvas.drawString(40, -200, text),
-        "pdf_white_form": white_form,
-    }
-    write.get(hidden, lambda: canvas.drawString(40, 480, text))()
+    match hidden:
+        case "pdf_white":
+            canvas.setFillColorRGB(1, 1, 1)
+            canvas.drawString(40, 480, text)
+        case "pdf_invisible":
+            canvas.drawString(40, 480, text, mode=3)
+        case "pdf_tiny":
+            canvas.setFont("Helvetica", 0.2)
+            canvas.drawString(40, 480, text)
+        case "pdf_off_page":
+            canvas.drawString(40, -200, text)
+        case "pdf_white_form":
+            canvas.beginForm("note")
+            canvas.setFillColorRGB(1, 1, 1)
+            canvas.setFont("Helvetica", 10)
+            canvas.drawString(40, 480, text)
+            canvas.endForm()
+            canvas.doForm("note")
+        case _:
+            canvas.drawString(40, 480, text)
     canvas.save()
     return file.getvalue()
