@@ -15,6 +15,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -247,19 +248,19 @@ class _Flow:
 
         A passage for which the prompt has no room may still hold the answer, or the proof of one.
         """
+        instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,
             self.hits,
             self.question.conversation,
             count_tokens=self.steps.count_tokens,
             settings=self.settings.prompt,
-            instructions=self.steps.instructions,
+            instructions=instructions,
         )
-        shown = self.prompt.passages
-        known = {passage.hit.chunk.chunk_id for passage in shown}
-        others = [hit for hit in self.hits if hit.chunk.chunk_id not in known]
-        passages = [*shown, *(Passage(marker, hit) for marker, hit in enumerate(others, start=len(shown) + 1))]
-        return split_evidence(passages, self.query, split_sentences, self.steps.terms, self.steps.instructions)
+        known = {passage.hit.chunk.chunk_id for passage in self.prompt.passages}
+        others = (hit for hit in self.hits if hit.chunk.chunk_id not in known)
+        passages = [*self.prompt.passages, *(Passage(n, hit) for n, hit in enumerate(others, start=len(known) + 1))]
+        return split_evidence(passages, self.query, split_sentences, self.steps.terms, instructions)
 
     def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
         """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
