@@ -11,21 +11,25 @@ what they then move in, and what `html` and `body` say, since scripts show a pag
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
+from operator import itemgetter
 
 import lxml.html
 
 Styles = dict[str, str]
 Colour = tuple[int, int, int]
+# By a class, id or tag that its selector names: rules as (place among all, tag or *, classes and ids, styles).
+Sheet = dict[str, list[tuple[int, str, frozenset[str], Styles]]]
 
-_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
 _PLAIN_SELECTOR = re.compile(r"([a-z][a-z0-9]*|\*)?((?:[.#][\w-]+)*)", re.IGNORECASE)
+_NAME = re.compile(r"[.#][\w-]+")
 _LENGTH = re.compile(r"\s*(-?\d*\.?\d+)\s*(px|pt|em|rem|%)?", re.IGNORECASE)
 _RGB = re.compile(r"rgba?\(\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)\s*[,/]?\s*([\d.]+%?)?\s*\)")
 _HEX = re.compile(r"#([0-9a-f]{6}|[0-9a-f]{3})(?![0-9a-f])")
-_FAR_TRANSLATED = re.compile(r"translate(?:x|y|3d)?\([^)]*-\d{4,}px")
+_FAR_TRANSLATED = re.compile(r"translate(?:x|y|3d)?\([^)]{0,80}-\d{4,}px")
 _CLIPPED = re.compile(r"rect\((?:\s*[01](?:px)?\s*,?){4}\)")
 _CLIP_PATH = re.compile(r"inset\(\s*(?:50|100)%|circle\(\s*0")
 _NAMES = {"white": (255, 255, 255), "black": (0, 0, 0), "snow": (255, 250, 250), "ivory": (255, 255, 240)}
@@ -34,6 +38,11 @@ _NEAR = 12  # of 255 in each channel: not to be told apart
 _FAR_PX = 500.0
 _PX = {"px": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0, "": 1.0}
 _SIDES = ("left", "right", "top", "bottom", "margin-left", "margin-top")
+_PROPERTIES = {
+    *("display", "visibility", "content-visibility", "position", "text-indent", "transform", "clip", "clip-path"),
+    *("overflow", "height", "max-height", "width", "max-width", "font-size", "color", *_SIDES),
+    *("background", "background-color", "background-image"),
+}
 _MARKED = ".//*[@style or @hidden or @bgcolor or @color]|.//style|.//dialog"
 
 
@@ -126,24 +135,27 @@ def _look(inherited: _Look, element: lxml.html.HtmlElement, styles: Styles, fore
     return look
 
 
-def _read_sheets(tree: lxml.html.HtmlElement) -> tuple[list[tuple[str, frozenset[str], Styles]], bool]:
+def _read_sheets(tree: lxml.html.HtmlElement) -> tuple[Sheet, bool]:
     """The plain rules of the page's sheets, and whether others might paint a background."""
     foreign = bool(tree.xpath("//link[contains(@rel, 'stylesheet')]"))
-    rules = []
+    sheet: Sheet = defaultdict(list)
+    number = count()
     for style in tree.iter("style"):
-        text = _COMMENT.sub("", style.text or "")
+        first, *rest = (style.text or "").split("/*")
+        text = first + "".join(part.partition("*/")[2] for part in rest)
         plain = _without_at_rules(text)
         foreign = foreign or plain != text
-        for selectors, declarations in _RULE.findall(plain):
-            styles = _declarations(declarations)
-            for selector in selectors.split(","):
+        for rule in plain.split("}"):
+            selectors, _, declarations = rule.partition("{")
+            styles = {name: value for name, value in _declarations(declarations).items() if name in _PROPERTIES}
+            for selector in selectors.split(",") if styles else ():
                 found = _PLAIN_SELECTOR.fullmatch(selector.strip())
                 if found:
-                    names = frozenset(re.findall(r"[.#][\w-]+", found[2]))
-                    rules.append(((found[1] or "*").lower(), names, styles))
+                    tag, names = (found[1] or "*").lower(), frozenset(_NAME.findall(found[2]))
+                    sheet[min(names, default=tag)].append((next(number), tag, names, styles))
                 else:
                     foreign = foreign or any(name.startswith("background") for name in styles)
-    return rules, foreign
+    return sheet, foreign
 
 
 def _without_at_rules(sheet: str) -> str:
@@ -151,7 +163,7 @@ def _without_at_rules(sheet: str) -> str:
     kept, depth, start = [], 0, 0
     at = False
     for place, char in enumerate(sheet):
-        if char == "@" and not depth:
+        if char == "@" and not depth and not at:
             kept.append(sheet[start:place])
             at = True
         elif char == "{":
@@ -164,11 +176,13 @@ def _without_at_rules(sheet: str) -> str:
     return "".join([*kept, "" if at else sheet[start:]])
 
 
-def _styles(element: lxml.html.HtmlElement, sheet: list[tuple[str, frozenset[str], Styles]]) -> Styles:
+def _styles(element: lxml.html.HtmlElement, sheet: Sheet) -> Styles:
+    """What the sheets say, later rules over earlier ones, and over these what the element says."""
     styles: Styles = {}
     if sheet:
         names = {f".{name}" for name in element.get("class", "").split()} | {f"#{element.get('id', '')}"}
-        for tag, wanted, declared in sheet:
+        near = (rule for key in (*names, element.tag, "*") for rule in sheet.get(key, ()))
+        for _, tag, wanted, declared in sorted(near, key=itemgetter(0)):
             if tag in ("*", element.tag) and wanted <= names:
                 styles |= declared
     return styles | _declarations(element.get("style", ""))

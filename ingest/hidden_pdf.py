@@ -10,7 +10,7 @@ painted later covers, and layers that are switched off.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ _LEAST_PT = 1.0
 _WHITE = 0.97  # of 1
 _MARGIN_EM = 2.0  # a line may begin a little outside
 _THIN_PT = 1.0  # a stroked path that is no higher, or no wider, is a line
-# A map has 100,000 shapes; with more than these no white text is looked for.
+# A map has 100,000 shapes; behind more than these, white and invisible text stays.
 _MOST_SHAPES = 2000
 _WHITES = {1: (1.0,), 3: (1.0, 1.0, 1.0), 4: (0.0, 0.0, 0.0, 0.0)}
 _DEVICES = {"/DeviceGray": 1, "/G": 1, "/CalGray": 1, "/DeviceRGB": 3, "/RGB": 3, "/CalRGB": 3, "/DeviceCMYK": 4}
@@ -64,7 +64,7 @@ class HiddenText:
     _painted: list[Box] = field(default_factory=list)
     _images: list[Box] = field(default_factory=list)
     _waiting: set[str] = field(default_factory=set)  # the page's images that are not drawn yet
-    _path: list[tuple[float, float]] = field(default_factory=list)
+    _path: Box | None = None  # around what will be painted
     _seen: Box = _EVERYWHERE
 
     def __post_init__(self) -> None:
@@ -108,9 +108,10 @@ class HiddenText:
             return True
         if not _holds(self._seen, x, y, margin=_MARGIN_EM * abs(height)):
             return True
+        many = max(len(self._painted), len(self._images)) > _MOST_SHAPES
         if self.state.invisible:
-            return not self._waiting and not any(_holds(image, x, y) for image in self._images)
-        if not self.state.white or len(self._painted) > _MOST_SHAPES:
+            return not self._waiting and not many and not any(_holds(image, x, y) for image in self._images)
+        if not self.state.white or many:
             return False
         return not any(_holds(shape, x, y) for shape in (*self._painted, *self._images))
 
@@ -148,27 +149,25 @@ class HiddenText:
     def _add_points(self, operator: bytes, numbers: list[float], matrix: Matrix) -> None:
         if operator == b"re" and len(numbers) == 4:
             x, y, width, height = numbers
-            corners = ((x, y), (x + width, y), (x, y + height), (x + width, y + height))
-            self._path.extend(_apply(matrix, *corner) for corner in corners)
+            self._path = _around(self._path, matrix, ((x, y), (x + width, y), (x, y + height), (x + width, y + height)))
         elif operator != b"re":
-            self._path.extend(_apply(matrix, x, y) for x, y in zip(numbers[::2], numbers[1::2], strict=False))
+            self._path = _around(self._path, matrix, zip(numbers[::2], numbers[1::2], strict=False))
 
     def _paint(self, operator: bytes) -> None:
-        path, self._path = self._path, []
-        if not path or len(self._painted) > _MOST_SHAPES:
+        path, self._path = self._path, None
+        if path is None or len(self._painted) > _MOST_SHAPES:
             return
-        left, right = min(x for x, _ in path), max(x for x, _ in path)
-        bottom, top = min(y for _, y in path), max(y for _, y in path)
+        left, bottom, right, top = path
         if operator in _FILLS and not self.state.white and self.state.alpha > 0:
-            self._painted.append((left, bottom, right, top))
+            self._painted.append(path)
         elif operator in {b"S", b"s"} and min(right - left, top - bottom) <= _THIN_PT:
             half = self.state.line_width / 2
             self._painted.append((left - half, bottom - half, right + half, top + half))
 
     def _draw_image(self, matrix: Matrix) -> None:
-        corners = [_apply(matrix, x, y) for x in (0, 1) for y in (0, 1)]
-        xs, ys = [x for x, _ in corners], [y for _, y in corners]
-        self._images.append((min(xs), min(ys), max(xs), max(ys)))
+        box = _around(None, matrix, ((0, 0), (1, 0), (0, 1), (1, 1)))
+        if box is not None and len(self._images) <= _MOST_SHAPES:
+            self._images.append(box)
 
     def _enter(self, operands: list[Any], matrix: Matrix) -> None:
         """An image is drawn, or a form is about to be read, which has a space and resources of its own."""
@@ -222,8 +221,17 @@ def _multiply(first: Sequence[float], then: Sequence[float]) -> Matrix:
     return (a * g + b * i, a * h + b * j, c * g + d * i, c * h + d * j, e * g + f * i + k, e * h + f * j + m)
 
 
-def _apply(matrix: Matrix, x: float, y: float) -> tuple[float, float]:
-    return x * matrix[0] + y * matrix[2] + matrix[4], x * matrix[1] + y * matrix[3] + matrix[5]
+def _around(box: Box | None, matrix: Matrix, points: Iterable[tuple[float, float]]) -> Box | None:
+    """The smallest box around another one and the points, which the matrix moves to the page."""
+    for x, y in points:
+        left = x * matrix[0] + y * matrix[2] + matrix[4]
+        bottom = x * matrix[1] + y * matrix[3] + matrix[5]
+        right, top = left, bottom
+        if box is not None:
+            left, bottom = min(left, box[0]), min(bottom, box[1])
+            right, top = max(right, box[2]), max(top, box[3])
+        box = (left, bottom, right, top)
+    return box
 
 
 def _holds(box: Box, x: float, y: float, margin: float = 0.0) -> bool:

@@ -36,6 +36,7 @@ _SAY = (
 _LLM_CUES = "ai intelligence model llm bot assistant chatgpt"
 # Where an imperative stands: first in a sentence, behind a mark, or behind one of these words.
 _ORDERED = r"(?:^|[.:;,!>|#\"'“‘(\[*-] ?|\b(?:and|then|now|please|kindly|must|should|shall|just|only|to|is) )"
+_ON = r"[^.?!]{0,300}"  # further on in the sentence
 _TO_EVERY = r"(?:any|every|all|each) (?:\w+ )?questions?\b"
 _QUESTIONED = r"\b(?:when(?:ever)?|if) (?:\w+ ){0,3}?(?:asks?|asked|wants? to know)\b"
 # Each rule with the lower-case letters of which a text has to hold some before the rule is tried: rules are slow.
@@ -65,17 +66,17 @@ _ENGLISH = (
         _LLM_CUES,
         rf"\b(?:if|since|because|as) you(?:['’]re| are) (?:an? )?{_LLM}"
         rf"|\b(?:note|message|attention|instructions?|P\.?S\.?) (?:to|for) (?:the |all |any )?(?:{_LLM}|robots)[:,]"
-        rf"|^\W*to (?:the|all|any) {_LLM}:"
+        rf"|^\W{{0,20}}to (?:the|all|any) {_LLM}:"
         rf"|{_LLM}(?: (?:that|who|which))?(?: (?:is|are))?(?: \w+ing (?:this|the|it)(?: \w+)?)?"
         rf"(?: (?:must|should|shall|has to|have to|is to|are to)(?: always| only| now)?|[:,]) {_SAY}"
         rf"|(?:{_LLM}|\bbots) (?:is|are|must|may|can) ?not (?:\w+ to )?(?:disclose|reveal|answer|tell|say|share)\b"
-        rf"|\b(?:developer|debug|god|unrestricted) mode\b.*{_LLM}",
+        rf"|\b(?:developer|debug|god|unrestricted) mode\b.{{0,300}}{_LLM}",
     ),
-    ("now longer", rf"\byou(?:['’]re| are) (?:now|no longer) [^.?!]*(?:{_LLM}|\bDAN\b|\brestrict|\bunrestricted)"),
+    ("now longer", rf"\byou(?:['’]re| are) (?:now|no longer) {_ON}(?:{_LLM}|\bDAN\b|\brestrict|\bunrestricted)"),
     (
         "from",
         r"\bfrom now on,? (?:you (?:are|will be|answer|reply|respond|speak)|answer|reply|respond|act|speak)\b"
-        r"|\b(?:act|speak|answer|reply|respond)\b[^.?!]*\bfrom now on\b",
+        r"|\b(?:act|speak|answer|reply|respond)\b[^.?!]{0,300}\bfrom now on\b",
     ),
     (
         "pretend imagine",
@@ -87,14 +88,14 @@ _ENGLISH = (
         "answer reply replies respon",
         r"\byour (?:answer|reply) (?:must|should|shall|has to|have to|will|is to)\b"
         r"|(?<!if )your answer is (?-i:[A-Z0-9])"
-        r"|\b(?:all|every|any) (?:answers?|replies|reply|responses?) (?:about|on|concerning) [^.?!]*\b(?:shall|must) "
+        rf"|\b(?:all|every|any) (?:answers?|replies|reply|responses?) (?:about|on|concerning) {_ON}\b(?:shall|must) "
         r"|\b(?:every|each|your) (?:answer|reply) (?:with|by)\b"
         r"|\bthe only (?:allowed|valid|correct|permitted) (?:answer|reply)\b"
         r"|\b(?:to|in|into) your (?:answer|reply|response)\b"
         r"|\byou (?:must|shall) (?:now )?(?:answer|reply)\b"
-        r"|\b(?:write|use|give|repeat|print|quote|state)\b[^.?!]*\bas (?:the|your) (?:\w+ ){0,2}(?:answer|reply)\b"
-        rf"|{_ORDERED}(?:answer|reply|respond)\b[^.?!]* to {_TO_EVERY}"
-        rf"|{_ORDERED}(?:answer|reply|respond)(?: to)? {_TO_EVERY}[^.?!]*\bwith\b"
+        rf"|\b(?:write|use|give|repeat|print|quote|state)\b{_ON}\bas (?:the|your) (?:\w+ ){{0,2}}(?:answer|reply)\b"
+        rf"|{_ORDERED}(?:answer|reply|respond)\b{_ON} to {_TO_EVERY}"
+        rf"|{_ORDERED}(?:answer|reply|respond)(?: to)? {_TO_EVERY}{_ON}\bwith\b"
         rf"|{_ORDERED}(?:answer|reply)(?: to (?:the user|this))? (?:only )?with (?:only |nothing but )?"
         r"(?:the )?(?:word|name|phrase|string|text|[\"'“‘]|(?-i:[A-Z]+-\d))"
         rf"|\bthe answers? to {_TO_EVERY} (?:is|are)\b"
@@ -103,7 +104,7 @@ _ENGLISH = (
     ),
     (
         "ask want",
-        rf"{_QUESTIONED}[^.?!]*[,:] (?:(?:you |please |always |just )*(?:answer|reply|say|respond)"
+        rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just )*(?:answer|reply|say|respond)"
         r"|the \w+ (?:\w+ )?to (?:write|say|answer|reply) is)\b",
     ),
     ("question", r"\b(?:reader|user)['’]s question (?:must|should|has to|is to) be (?:sent|added|appended|written)\b"),
@@ -111,7 +112,7 @@ _ENGLISH = (
     ("cite quote", r"\b(?:cite|quote) this (?:sentence|passage|line|document)\b"),
     (
         "decode decrypt backwards base64 rot13",
-        r"\b(?:decode|decrypt|backwards|base64|rot13)\b[^.?!]*\b"
+        r"\b(?:decode|decrypt|backwards|base64|rot13)\b[^.?!]{0,300}\b"
         r"(?:obey|(?<!to )do|follow|execute) (?:it|them|that|this)\b",
     ),
     ("must", r"\byou must (?:now )?state\b"),
@@ -119,7 +120,7 @@ _ENGLISH = (
     # about the prompt
     (
         "prompt instruction above",
-        r"\b(?:repeat|print|reveal|show|output|display|disclose|leak|translate|recite|write out)\b[^.?!]*\b"
+        r"\b(?:repeat|print|reveal|show|output|display|disclose|leak|translate|recite|write out)\b[^.?!]{0,300}\b"
         r"(?:(?:(?:your|the) (?:initial|original|hidden|system)|hidden|your) (?:instructions?|prompt)|system prompt"
         r"|(?:everything|text|words|lines?) above)\b",
     ),
@@ -137,24 +138,24 @@ _KOREAN = (
     ),
     (
         "답 응 말 출력",
-        rf"[라다]고만? ?{_ANSWER} ?{_BID}|[라다]고 {_ANSWER}하고 .*인용하"
-        rf"|(?:모든|어떤|이|그) 질문에[는도]? (?:[^.?!]* )?{_ANSWER}(?:{_BID}|하지 ?[마말])|모든 질문의 답"
+        rf"[라다]고만? ?{_ANSWER} ?{_BID}|[라다]고 {_ANSWER}하고 .{{0,300}}인용하"
+        rf"|(?:모든|어떤|이|그) 질문에[는도]? (?:{_ON} )?{_ANSWER}(?:{_BID}|하지 ?[마말])|모든 질문의 답"
         r"|답변(?: ?끝| ?앞| ?처음)?에 [^?!]{0,80}?(?:넣|붙[이여]|포함|덧붙|추가)"
-        rf"|(?:지금|이제)부터 [^.?!]*{_ANSWER}{_BID}"
-        r"|(?:^|\s)답으로 [^.?!]*(?:쓰|적으|내놓으)(?:세요|라|십시오)"
+        rf"|(?:지금|이제)부터 {_ON}{_ANSWER}{_BID}"
+        r"|(?:^|\s)답으로 [^.?!]{0,300}(?:쓰|적으|내놓으)(?:세요|라|십시오)"
         rf"|[\"'”’]\S{{0,2}}로만? {_ANSWER}{_BID}|답변을? ?(?:거부|거절){_BID}"
-        r"|(?:묻는|물어보는|질문하는) (?:사람|사용자|이)\S* [^.?!]*"
+        r"|(?:묻는|물어보는|질문하는) (?:사람|사용자|이)\S* [^.?!]{0,300}"
         r"(?:알려 ?주|답하|대답하|말하)(?:세요|십시오|시오|라)",
     ),
     (
         "ai 인공지능 모델 챗봇 어시스턴트 llm",
-        rf"(?:AI|인공지능|언어 ?모델|챗봇|어시스턴트|LLM)(?:[는은가들]+|에게|이?라면) [^.?!]*"
+        rf"(?:AI|인공지능|언어 ?모델|챗봇|어시스턴트|LLM)(?:[는은가들]+|에게|이?라면) {_ON}"
         rf"(?:{_ANSWER} ?{_BID}|(?:포함|언급) ?{_BID}|붙[이여]\S*(?:세요|라|십시오| 합니다| 한다))",
     ),
-    ("너 당신 그대", r"(?:너|당신|그대)[는은] (?:이제|지금)(?:부터)? [^.?!]*(?:AI|인공지능|모델|비서|역할|제한)"),
+    ("너 당신 그대", r"(?:너|당신|그대)[는은] (?:이제|지금)(?:부터)? [^.?!]{0,300}(?:AI|인공지능|모델|비서|역할|제한)"),
     (
         "프롬프트 지시",
-        r"(?:시스템 프롬프트|숨겨진 지시|처음\S* (?:\S+ )?지시)\S* [^.?!]*(?:출력|보여|공개|말|알려|반복)",
+        r"(?:시스템 프롬프트|숨겨진 지시|처음\S* (?:\S+ )?지시)\S* [^.?!]{0,300}(?:출력|보여|공개|말|알려|반복)",
     ),
     ("사용자에게", r"사용자에게 [^?!\n]{0,100}(?:권하|안내하|전하|말하|알려 ?주)(?:세요|십시오|라)"),
 )
@@ -162,9 +163,9 @@ _TOKENS = (
     r"<[|｜][^|｜<>\n]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>",
     r"[<＜]\s*/?\s*passage\b[^>＞\n]*[>＞]",
     r"</?(?:instructions?|system_?prompt)>|</(?:documents|context|passages)>|\"role\": ?\"system\"",
-    r"^\W*#+ (?:system|instruction|assistant)s?:|^\W*(?:assistant|시스템)\s?: ",
-    rf"(?:^|\|)\W*system(?: (?:note|message|prompt|override))?: .*{_SAY}",
-    r"(?:[-=]{2,}\s*|^\W*)(?:end|begin)(?:ning)? of (?:the )?(?:documents?|passages?|context|prompt)"
+    r"^\W{0,20}#+ (?:system|instruction|assistant)s?:|^\W{0,20}(?:assistant|시스템)\s?: ",
+    rf"(?:^|\|)\W{{0,20}}system(?: (?:note|message|prompt|override))?: .{{0,300}}{_SAY}",
+    r"(?:[-=]{2,}\s*|^\W{0,20})(?:end|begin)(?:ning)? of (?:the )?(?:documents?|passages?|context|prompt)"
     r"(?: ?[-=]{2}|[.:]?$|\. )",
 )
 _RULES = tuple((tuple(cues.split()), re.compile(rule, re.IGNORECASE)) for cues, rule in (*_ENGLISH, *_KOREAN))

@@ -133,6 +133,14 @@ def test_a_page_without_anything_hidden_is_left_alone() -> None:
     assert lxml.html.tostring(tree) == before
 
 
+@pytest.mark.parametrize("part", ["{", "}", "@", "/*", "a,", "@a{", "rgb(", "translate(", "p{color:#fff}"])
+def test_a_long_sheet_or_style_is_read(part: str) -> None:
+    tree = lxml.html.document_fromstring("<html><head><style>s</style></head><body><p style='s'>x</p></body></html>")
+    tree.find(".//style").text = part * 50_000
+    tree.find(".//p").set("style", f"color:{part * 50_000};transform:{part * 50_000}")
+    assert drop_hidden(tree) is (part == "p{color:#fff}")
+
+
 def test_deep_pages_are_read() -> None:
     tree = lxml.html.document_fromstring("<html><body>" + "<div>" * 200 + '<p style="display:none">x</p>')
     assert drop_hidden(tree) is True

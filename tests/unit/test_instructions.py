@@ -127,6 +127,13 @@ def test_letters_that_look_the_same_hide_no_order(places: set[int]) -> None:
     assert gives_orders(other)
 
 
+@pytest.mark.parametrize(
+    "word", ["answer ", "if asks ", "ignore all ", "AI ", "답변에 ", "이 질문에 ", "<|", "a1", "system: ", "#"]
+)
+def test_a_long_paragraph_of_cues_is_read(word: str) -> None:
+    assert found(word * 10_000) in ([], [word * 10_000])
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_read(text: str) -> None:
     for start, end in find_instructions(hit(text)):
