@@ -1,6 +1,7 @@
 """HTML -> its main text: blocks with a blank line between, list entries and table rows on lines of their own.
 
-Trafilatura finds the main content; where it finds none, the whole body is taken, less scripts, styles and navigation.
+What a browser would not show is taken out first. Trafilatura finds the main content; where it finds none, the whole
+body is taken, less scripts, styles and navigation.
 Both trees are written out by the same walk. Runs in the child.
 """
 
@@ -15,6 +16,7 @@ import lxml.html
 import trafilatura
 
 from ingest import lines
+from ingest.hidden_html import drop_hidden
 from ingest.lines import Line, Request, storable
 
 _XML_DECLARATION = re.compile(r"\s*<\?xml[^>]*\?>")  # lxml refuses text that declares an encoding
@@ -64,6 +66,8 @@ def read(request: Request) -> Iterator[Line]:
     source = _XML_DECLARATION.sub("", request["text"], count=1)
     tree = lxml.html.document_fromstring(source)
     yield {"title": _inline(tree.findtext(".//title") or "") or None}
+    if drop_hidden(tree):  # else trafilatura reads the page as it is
+        source = lxml.html.tostring(tree, encoding="unicode")
     for block in _with_headline(_main_blocks(source), tree) or _body_blocks(tree):
         yield {"text": storable(block.text), "level": block.level, "verbatim": block.verbatim}
 

@@ -1,4 +1,4 @@
-"""PDF -> pages by pypdf; pages without text by OCR where that is asked for. Runs in the child."""
+"""PDF -> pages by pypdf, less what nobody sees; pages without text by OCR where asked for. Runs in the child."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pypdf.errors import PyPdfError
 from pypdf.generic import Destination, TextStringObject
 
 from ingest import lines
+from ingest.hidden_pdf import HiddenText
 from ingest.lines import Line, RefusedError, Request, describe, storable
 
 DAMAGE: tuple[type[Exception], ...] = (*lines.DAMAGE, PyPdfError)
@@ -35,7 +36,7 @@ def read(request: Request) -> Iterator[Line]:
     for number in range(count):
         try:
             page = reader.pages[number]
-            text = storable("\n".join([page.extract_text().rstrip("\n"), *_read_annotations(page)]))
+            text = storable("\n".join([_read_text(page).rstrip("\n"), *_read_annotations(page)]))
             if request["ocr"] and not text.strip():
                 text = _read_image(request, number, password)
         except DAMAGE as error:
@@ -55,6 +56,11 @@ def _open(reader: PdfReader, passwords: Sequence[str]) -> str:
         if reader.decrypt(password):
             return password
     raise RefusedError("password", str(len(passwords))) if passwords else RefusedError("encrypted")
+
+
+def _read_text(page: PageObject) -> str:
+    hidden = HiddenText(page)
+    return page.extract_text(visitor_operand_before=hidden.before, visitor_operand_after=hidden.after)
 
 
 def _written_on(page: PageObject) -> Iterator[str]:

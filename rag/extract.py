@@ -35,7 +35,7 @@ def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> 
 
     Coverage is the fraction of the question's terms that the sentence holds (counted half when only its heading does),
     weighted by how rare each is among the evidence's sentences: log(1 + sentences / sentences with it). Terms that
-    stand nowhere in the evidence do not count.
+    stand nowhere in the evidence do not count. A sentence that gives orders to whoever answers has 0.
     """
     wanted = evidence.question.terms
     every = [sentence.claims.terms & wanted for sentences in evidence.sentences for sentence in sentences]
@@ -50,7 +50,9 @@ def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> 
             + HEADING_TERM_WEIGHT * sum(rarity[term] for term in heading & known - sentence.claims.terms)
             for sentence in sentences
         ]
-        relevance.append(SCORER_WEIGHT * row + (1 - SCORER_WEIGHT) * np.array(coverage, dtype=np.float32) / total)
+        answers = np.array([not sentence.instructs for sentence in sentences], dtype=np.float32)
+        own = SCORER_WEIGHT * row + (1 - SCORER_WEIGHT) * np.array(coverage, dtype=np.float32) / total
+        relevance.append(own * answers)
     return relevance
 
 
@@ -58,9 +60,9 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
     """The evidence's own best sentences for the question, best first: one, and more only while they come close.
 
     Whole sentences in the question's language are preferred over fragments and other languages; a sentence that asks
-    (a FAQ's question) is no answer, but lends its relevance to the one after it. The text is the quote on one line
-    without Markdown; the quote stays verbatim. At most `settings.extract_sentences`; empty when the passages hold no
-    sentence. Ties go to the earlier passage and sentence.
+    (a FAQ's question) is no answer, but lends its relevance to the one after it; one that gives orders to whoever
+    answers is none either. The text is the quote on one line without Markdown; the quote stays verbatim. At most
+    `settings.extract_sentences`; empty when the passages hold no sentence. Ties go to the earlier passage and sentence.
     """
     language = language_of(evidence.question.text)
     ranked: list[tuple[float, float, EvidenceSentence]] = []
@@ -68,6 +70,9 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
         lent = 0.0
         for sentence, own in zip(sentences, row.tolist(), strict=True):
             text = sentence.claims.text
+            if sentence.instructs:
+                lent = 0.0
+                continue
             if asks(text):
                 lent = max(lent, own)
                 continue

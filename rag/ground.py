@@ -86,9 +86,9 @@ def ground_sentence(
 
     A quote is one sentence of a passage, or two adjacent ones where that supports clearly better. Support is the mean
     of similarity and lexical coverage; below `settings.min_support` the sentence is unsupported. No quote is one that
-    breaks a hard rule of `claims.contradiction`, one that asks, and a pair of which one sentence lends the number and
-    the other what is said of it. Markers in the sentence, and how well a quote answers the question, decide near ties;
-    else ties go to the earlier passage and sentence.
+    breaks a hard rule of `claims.contradiction`, one that asks or gives orders to whoever answers, and a pair of which
+    one sentence lends the number and the other what is said of it. Markers in the sentence, and how well a quote
+    answers the question, decide near ties; else ties go to the earlier passage and sentence.
     """
     hinted = markers_in(sentence)
     text = strip_markers(sentence)
@@ -195,6 +195,8 @@ def _candidates(
         for sentences, similar, relevant in rows:
             for first in range(len(sentences) - width + 1):
                 last = first + width
+                if any(sentence.instructs for sentence in sentences[first:last]):
+                    continue
                 yield sentences[first:last], max(similar[first:last]), max(relevant[first:last])
 
 

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from rag.ground import (
     split_evidence,
     strip_markers,
 )
+from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
 from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
@@ -64,6 +66,7 @@ class Steps:
     generate: Generate
     count_tokens: CountTokens
     answers: AnswerCache | None = None
+    instructions: FindInstructions = find_instructions
 
     @property
     def terms(self) -> Terms:
@@ -194,10 +197,11 @@ class Flow:
         )
 
     def _best_sentence(self) -> float | None:
-        """The best score of a sentence of the first passage; None where the scorer gave none."""
-        if not self.similarity or "ground" in self.clock.degraded:
+        """The best score of a sentence of the first passage that may be quoted; None where the scorer gave none."""
+        if not self.similarity or self.evidence is None or "ground" in self.clock.degraded:
             return None
-        return float(self.similarity[0].max()) if self.similarity[0].size else None
+        scores = zip(self.evidence.sentences[0], self.similarity[0].tolist(), strict=True)
+        return max((score for sentence, score in scores if not sentence.instructs), default=None)
 
     def abstain(self) -> str:
         """Makes the answer a plain sentence that says so."""
@@ -269,18 +273,19 @@ class Flow:
 
         A passage for which the prompt has no room may still hold the answer, or the proof of one.
         """
+        instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,
             self.hits,
             self.question.conversation,
             count_tokens=self.steps.count_tokens,
             settings=self.settings.prompt,
+            instructions=instructions,
         )
-        shown = self.prompt.passages
-        known = {passage.hit.chunk.chunk_id for passage in shown}
-        others = [hit for hit in self.hits if hit.chunk.chunk_id not in known]
-        passages = [*shown, *(Passage(marker, hit) for marker, hit in enumerate(others, start=len(shown) + 1))]
-        return split_evidence(passages, self.query, split_sentences, self.steps.terms)
+        known = {passage.hit.chunk.chunk_id for passage in self.prompt.passages}
+        others = (hit for hit in self.hits if hit.chunk.chunk_id not in known)
+        passages = [*self.prompt.passages, *(Passage(n, hit) for n, hit in enumerate(others, start=len(known) + 1))]
+        return split_evidence(passages, self.query, split_sentences, self.steps.terms, instructions)
 
     def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
         """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
@@ -335,11 +340,8 @@ class Flow:
         Raises StageTimeoutError when the stage's time is up; a sentence that was cut off by it is not given.
         """
         assert self.prompt is not None
-        pieces = self.clock.iterate(
-            "generate",
-            self.steps.generate(self.prompt.messages, model=llm, **self.sampling(llm)),
-            self.settings.deadlines.generate_s,
-        )
+        generated = self.steps.generate(self.prompt.messages, model=llm, **self.sampling(llm))
+        pieces = self.clock.iterate("generate", generated, self.settings.deadlines.generate_s)
         text, taken = "", 0  # `taken`: where the last sentence given ends
         finish_reason: str | None = None
         async with aclosing(pieces):

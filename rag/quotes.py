@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rag.claims import Claims, Terms, read_claims
-from rag.types import Passage, Span, SplitSentences
+from rag.instructions import FindInstructions, find_instructions
+from rag.types import Hit, Passage, Span, SplitSentences
 
 _MARKERS = re.compile(r"\s*\[[1-9]\d{0,2}(?:\s*[,;]\s*[1-9]\d{0,2})*\](?!\()")
 _MARKER_NUMBER = re.compile(r"\d+")
@@ -21,11 +22,15 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSentence:
-    """A sentence of a passage: its span within the chunk's text, and what it claims."""
+    """A sentence of a passage: its span within the chunk's text, and what it claims.
+
+    `instructs`: its paragraph gives orders to whoever answers, so that it is neither evidence nor an answer.
+    """
 
     passage: int  # index into Evidence.passages
     span: Span
     claims: Claims
+    instructs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Evidence:
     passages: tuple[Passage, ...]
     sentences: tuple[tuple[EvidenceSentence, ...], ...]
     headings: tuple[frozenset[str], ...]  # the terms of each passage's heading
-    terms: tuple[frozenset[str], ...]  # the terms of each passage, heading and title included
+    terms: tuple[frozenset[str], ...]  # the terms of what may be quoted of each passage, heading and title included
     question: Claims
 
     @property
@@ -70,21 +75,34 @@ class Grounded:
     relevance: float = 0.0
 
 
-def split_evidence(passages: Sequence[Passage], question: str, split: SplitSentences, terms: Terms) -> Evidence:
-    """The passages' sentences by `split`, each read once for what it claims."""
+def split_evidence(
+    passages: Sequence[Passage],
+    question: str,
+    split: SplitSentences,
+    terms: Terms,
+    instructions: FindInstructions = find_instructions,
+) -> Evidence:
+    """The passages' sentences by `split`, each read once for what it claims; what `instructions` finds is none."""
     sentences = tuple(
-        tuple(
-            EvidenceSentence(index, (start, end), read_claims(passage.hit.chunk.text[start:end], terms))
-            for start, end in split(passage.hit.chunk.text)
-        )
-        for index, passage in enumerate(passages)
+        tuple(_read_sentences(index, passage.hit, split, terms, instructions)) for index, passage in enumerate(passages)
     )
     headings = tuple(frozenset(terms(passage.hit.chunk.heading)) for passage in passages)
     every = tuple(
-        heading.union(terms(passage.hit.title), *(sentence.claims.terms for sentence in group))
+        heading.union(
+            terms(passage.hit.title), *(sentence.claims.terms for sentence in group if not sentence.instructs)
+        )
         for passage, heading, group in zip(passages, headings, sentences, strict=True)
     )
     return Evidence(tuple(passages), sentences, headings, every, read_claims(question, terms))
+
+
+def _read_sentences(
+    passage: int, hit: Hit, split: SplitSentences, terms: Terms, instructions: FindInstructions
+) -> Iterator[EvidenceSentence]:
+    text, withheld = hit.chunk.text, instructions(hit)
+    for start, end in split(text):
+        instructs = any(first < end and start < last for first, last in withheld)
+        yield EvidenceSentence(passage, (start, end), read_claims(text[start:end], terms), instructs)
 
 
 def markers_in(sentence: str) -> frozenset[int]:

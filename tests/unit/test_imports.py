@@ -67,11 +67,12 @@ RAG = {
     "models": EVERY_STEP | {"cpu"},
     "fuse": EVERY_STEP,
     "evidence": EVERY_STEP | {"claims"},
-    "prompt": EVERY_STEP,
+    "instructions": {"types"},
+    "prompt": EVERY_STEP | {"instructions"},
     "sentences": {"types"},
     "quantities": set[str](),
     "claims": {"quantities"},
-    "quotes": {"types", "claims"},
+    "quotes": {"types", "claims", "instructions"},
     "refusal": {"quotes"},
     "extract": EVERY_STEP | {"language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
@@ -81,7 +82,7 @@ RAG = {
     "paraphrase": {"claims", "language"},
     "answer_cache": EVERY_STEP | {"cache", "clock", "events", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
-    | {"answer_cache", "events"}
+    | {"answer_cache", "events", "instructions"}
     | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "local_llm": {"types"},
     "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
@@ -149,11 +150,11 @@ LIBRARIES = {
     "httpx": {"rag.client", "rag.calls"},
     "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},
-    "pypdf": {"ingest.read_pdf"},
+    "pypdf": {"ingest.read_pdf", "ingest.hidden_pdf"},
     "pypdfium2": {"ingest.read_image"},
     "pytesseract": {"ingest.read_image"},
     "docx": {"ingest.read_docx"},
-    "lxml": {"ingest.read_html", "ingest.read_docx"},
+    "lxml": {"ingest.read_html", "ingest.hidden_html", "ingest.read_docx"},
     "trafilatura": {"ingest.read_html"},
     "markdown_it": {"ingest.read_markdown"},
     "charset_normalizer": {"ingest.parse"},
@@ -315,11 +316,13 @@ def test_reads_of_the_environment_are_seen(tmp_path: Path, source: str, reads: i
 
 
 def test_what_runs_in_the_reading_child_imports_no_other_module_of_ours() -> None:
-    child_side = [path for path in FILES if module_of(path) == "ingest.child" or path.name.startswith("read_")]
+    child_side = [
+        path for path in FILES if module_of(path) == "ingest.child" or path.name.startswith(("read_", "hidden_"))
+    ]
     assert len(child_side) >= 5
     for path in child_side:
         ours = {name for name, _ in imports_of(path) if name.split(".")[0] in PACKAGES} - {"ingest"}
-        assert all(name.startswith(("ingest.lines", "ingest.read_image")) for name in ours)
+        assert all(name.startswith(("ingest.lines", "ingest.read_image", "ingest.hidden_")) for name in ours)
 
 
 def test_test_files_have_names_of_their_own_and_no_packages() -> None:
