@@ -40,7 +40,7 @@ from rag.types import Hit, Scores
 
 REPORT, TABLES = "sweep.json", "sweep.txt"
 CONSTANTS: Mapping[str, tuple[float, ...]] = {
-    "top_k": (10, 20, 50, 100, 200),
+    "top_k": (10, 20, 30, 100, 200),
     "rrf_k": (1, 10, 20, 120),
     "candidates": (10, 16, 30, 100),
     "blend": (0.0, 0.25, 0.35, 0.55, 0.65, 0.75, 1.0),

@@ -88,7 +88,7 @@ class IngestSettings(StepSettings):
 class RetrievalSettings(StepSettings):
     """Search depth of each branch and reciprocal rank fusion's constant."""
 
-    top_k: int = Field(30, ge=1, le=1000)
+    top_k: int = Field(50, ge=1, le=1000)
     rrf_k: int = Field(60, ge=1)
 
 
