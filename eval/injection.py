@@ -74,6 +74,7 @@ SETUPS = (
     Setup("orders may be evidence", evidence=False),
     Setup("no rules for orders", withheld=False, evidence=False),
     Setup("hidden text read", unseen=False),
+    Setup("no rules for orders, hidden text read", withheld=False, evidence=False, unseen=False),
     Setup("no grounding", grounding=False),
     Setup("grounding alone", **{**OFF, "grounding": True}),
     Setup("nothing", **OFF),
