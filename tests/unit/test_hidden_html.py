@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lxml.html
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.hidden_html import drop_hidden
@@ -146,6 +146,7 @@ def test_deep_pages_are_read() -> None:
     assert drop_hidden(tree) is True
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="{}@;:,.#px -\n\"'()0123ab%/*", max_size=80), st.text(alphabet=":;-0px(), #fa%", max_size=40))
 def test_any_sheet_and_style_is_read(sheet: str, style: str) -> None:
     tree = lxml.html.document_fromstring("<html><head><style>s</style></head><body><p class='a'>x</p></body></html>")

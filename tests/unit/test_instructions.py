@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.injection_corpus import Attack, read_attacks
@@ -104,6 +104,7 @@ paragraphs = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(paragraphs, st.sampled_from(["\n\n", "\n \t\n", "\r\n\r\n", "\n\n\n"]))
 def test_spans_are_paragraphs_in_order(parts: list[str], between: str) -> None:
     text = between.join(parts)
@@ -112,12 +113,14 @@ def test_spans_are_paragraphs_in_order(parts: list[str], between: str) -> None:
     assert all(first[1] <= second[0] for first, second in pairwise(spans))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, len(ORDER)), st.sampled_from(INVISIBLE), max_size=12))
 def test_invisible_characters_hide_no_order(inserted: dict[int, str]) -> None:
     text = "".join(inserted.get(place, "") + char for place, char in enumerate(ORDER))
     assert gives_orders(text)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, len(ORDER) - 1)))
 def test_letters_that_look_the_same_hide_no_order(places: set[int]) -> None:
     alike = str.maketrans("aeopcsi", "аеорсѕі")
@@ -134,6 +137,7 @@ def test_a_long_paragraph_of_cues_is_read(word: str) -> None:
     assert found(word * 10_000) in ([], [word * 10_000])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read(text: str) -> None:
     for start, end in find_instructions(hit(text)):
