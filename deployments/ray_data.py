@@ -25,7 +25,7 @@ _START_LIMIT_S = 120.0  # a busy machine takes twenty
 
 @contextmanager
 def ray_data(settings: Settings, name: str, num_cpus: int) -> Iterator[DataContext]:
-    """Ray started or joined for the command `name`; what native code prints goes to the file of that name in `logs`.
+    """Ray started or joined for the command `name`; what Ray and vLLM print goes to the file of that name in `logs`.
 
     A Ray of our own counts `num_cpus` beside this machine's. Yields Ray Data's context, to be set before the first
     dataset. Raises SettingsError when the log cannot be written or the Ray that RAY_ADDRESS names cannot be joined, and
@@ -34,7 +34,7 @@ def ray_data(settings: Settings, name: str, num_cpus: int) -> Iterator[DataConte
     log = settings.data_dir / "logs" / f"{name}.log"
     ray_dir = ray_dir_of(settings, f"ray-{name}")
     logs = f"what Ray printed is in {log}, its own logs in {ray_dir}"
-    with _native_stderr_to(log), _ray_address(settings, ray_dir, name, num_cpus, logs) as address:
+    with _chatter_to(log), _ray_address(settings, ray_dir, name, num_cpus, logs) as address:
         import ray
         from ray.data import DataContext
 
@@ -103,21 +103,26 @@ def ray_head(command: list[str], name: str, logs: str, limit_s: float = _START_L
 
 
 @contextmanager
-def _native_stderr_to(path: Path) -> Iterator[None]:
-    """File descriptor 2 to a file, while Python's own sys.stderr stays where it was."""
+def _chatter_to(path: Path) -> Iterator[None]:
+    """File descriptors 1 and 2 to a file, while Python's own sys.stderr stays where it was: results come afterwards."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written ({error.strerror}); set RAG_DATA_DIR") from error
+    sys.stdout.flush()
     sys.stderr.flush()
-    real, python = os.dup(2), sys.stderr
+    results, real, python = os.dup(1), os.dup(2), sys.stderr
+    os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
     sys.stderr = os.fdopen(real, "w", buffering=1, encoding=python.encoding, errors=python.errors)
     try:
         yield
     finally:
+        sys.stdout.flush()
+        os.dup2(results, 1)
+        os.close(results)
         sys.stderr.flush()
         os.dup2(sys.stderr.fileno(), 2)
         sys.stderr.close()
