@@ -41,6 +41,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         generators=[canary],
         split={FIRST: 90, CANARY: 10},
         deadlines={"generate_s": GENERATE_LIMIT_S},
+        cache={"answers": 0},  # a remembered answer asks no LLM
     )
 
 
