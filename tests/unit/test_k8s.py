@@ -312,3 +312,22 @@ def test_every_manifest_is_built_by_something() -> None:
         listed = [*given.get("resources", []), *given.get("configurations", [])]
         named |= {(path.parent / one).resolve() for one in listed if one.endswith(".yaml")}
     assert files == named
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDS if name.startswith("overlays/")])
+def test_every_patch_and_image_of_an_overlay_hits_something(name: str) -> None:
+    # kustomize passes over a patch whose target is not there, and over an image that nobody has.
+    given = yaml.safe_load((BUILDS[name] / "kustomization.yaml").read_text(encoding="utf-8"))
+    base, result = build("base"), build(name)
+    for target in (one["target"] for one in given["patches"]):
+        assert [one for one in base if fits(one, target)], target
+        assert [one for one in base if fits(one, target)] != [one for one in result if fits(one, target)], target
+    for image in given["images"]:
+        assert image["name"] in {one["image"] for one in ray_containers(base)}
+        assert {one["image"] for one in ray_containers(result)} == {f"{image['newName']}:{image['newTag']}"}
+
+
+def fits(manifest: Manifest, target: dict[str, str]) -> bool:
+    return manifest["kind"] == target["kind"] and manifest["metadata"]["name"] == target.get(
+        "name", manifest["metadata"]["name"]
+    )
