@@ -69,6 +69,9 @@ GPU = "spec.rayClusterConfig.workerGroupSpecs.1"
         ("PodMonitor", "spec.endpoints", [], "endpoints"),
         ("StatefulSet", "spec.template.spec.containers.0.probe", {}, "probe"),
         ("Ingress", "spec.rules.0.hosts", [], "hosts"),
+        ("RayService", "apiVersion", "ray.io/v2", "apiVersion"),
+        ("RayService", "kind", "RayServe", "apiVersion"),
+        ("Ingress", "apiVersion", "networking.k8s.io/v1beta1", "apiVersion"),
         # A value of another kind, or none of those that there are.
         ("RayService", f"{HEAD}.rayStartParams.num-cpus", 0, "0 is not of type 'string'"),
         ("RayService", f"{GPU}.minReplicas", "1", "'1' is not of type 'integer'"),
