@@ -67,8 +67,8 @@ def read_pairs(path: Path) -> list[ClaimPair]:
 def swap_phrase(question: GoldQuestion, hits: Sequence[Hit], phrases: Sequence[str], seed: int) -> ClaimPair | None:
     """The first sentence of the hits that holds a gold phrase to the letter, and the same with one of `phrases` in it.
 
-    That one is drawn of those with as many words, with a digit or without, as the phrase has, and stands in none of the
-    hits. None where no sentence holds a gold phrase, or no phrase can take its place.
+    That one is drawn of those that stand in none of the hits and are of the phrase's kind: as many words, a capital at
+    the start or none, a digit or none. None where no sentence holds a gold phrase, or no phrase can take its place.
     """
     for hit in hits:
         for start, end in split_sentences(hit.chunk.text):
@@ -89,8 +89,8 @@ def swap_phrase(question: GoldQuestion, hits: Sequence[Hit], phrases: Sequence[s
     return None
 
 
-def _shape(phrase: str) -> tuple[int, bool]:
-    return len(phrase.split()), any(char.isdigit() for char in phrase)
+def _shape(phrase: str) -> tuple[int, bool, bool]:
+    return len(phrase.split()), phrase[:1].isupper(), any(char.isdigit() for char in phrase)
 
 
 def _passage(source: str, text: str) -> Hit:

@@ -50,7 +50,8 @@ def test_other_files_hold_no_pairs(tmp_path: Path) -> None:
 
 
 def test_the_phrase_of_another_question_takes_a_gold_phrases_place() -> None:
-    phrases = ["Delhi", "Oberoi", "New York", "1912", "Paris"]  # in the passage, longer, a number, and one that fits
+    # In the passage, longer, a number, in lower case, and one that fits.
+    phrases = ["Delhi", "Oberoi", "New York", "1912", "hotels", "paris", "Paris"]
     pair = swap_phrase(GOLD, [make_hit("other", "Nothing of it."), HIT], phrases, seed=0)
     assert pair is not None
     assert pair.right == "The Oberoi Group has its head office in Delhi."
