@@ -28,7 +28,7 @@ from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks
+from rag.extract import asks, beyond
 from rag.ground import (
     AnswerText,
     Evidence,
@@ -244,8 +244,8 @@ class Flow:
                 break
         for name in failed:
             self.clock.leave_out("generate", None if self.llm in failed else name)
-        if not self.written.text:
-            for event in self._without_support(self.evidence, relevance):
+        if not self.written.text or self.settings.grounding.reader == "weak":
+            for event in self._from_evidence(self.evidence, relevance):
                 yield event
 
     async def _generated(
@@ -287,16 +287,18 @@ class Flow:
         passages = [*self.prompt.passages, *(Passage(n, hit) for n, hit in enumerate(others, start=len(known) + 1))]
         return split_evidence(passages, self.query, split_sentences, self.steps.terms, instructions)
 
-    def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
-        """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
-        if self.refused and self.settings.grounding.reader == "strong":
+    def _from_evidence(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
+        """What the evidence's own answer has beyond what was written; without either an abstention."""
+        if not self.written.text and self.refused and self.settings.grounding.reader == "strong":
             return [Token(self.abstain())]
         with self.clock.timed("ground"):
-            sentences = extract_answer(evidence, relevance, self.settings.grounding)
-        if not sentences:
+            extracted = extract_answer(evidence, relevance, self.settings.grounding)
+        if self.written.text:
+            return self._send(beyond(extracted, self.written.citations))
+        if not extracted:
             return [Token(self.abstain())]
         self.extracted = True
-        return self._send(sentences)
+        return self._send(extracted)
 
     async def _judge(
         self, sentence: str, evidence: Evidence, relevance: list[np.ndarray]
