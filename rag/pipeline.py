@@ -23,22 +23,20 @@ import numpy as np
 
 from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
-from rag.clock import RequestClock
+from rag.clock import RequestClock, TraceStage
 from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, beyond
+from rag.extract import asks, beyond, extract_answer, question_relevance
 from rag.ground import (
     AnswerText,
     Evidence,
     Grounded,
     answers_question,
-    extract_answer,
     ground_sentence,
     is_refusal,
     lexical_similarity,
-    question_relevance,
     split_evidence,
     strip_markers,
 )
@@ -60,13 +58,14 @@ ABSTENTION = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Everything the flow calls; without `answers` every question is answered anew."""
+    """Everything the flow calls; without `answers` every question is answered anew. `trace` hears of each stage."""
 
     search: SearchSteps
     generate: Generate
     count_tokens: CountTokens
     answers: AnswerCache | None = None
     instructions: FindInstructions = find_instructions
+    trace: TraceStage | None = None
 
     @property
     def terms(self) -> Terms:
@@ -109,7 +108,7 @@ async def stream_answer(
 async def begin(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Flow:
     """The question with what the searches found for it. Raises what `stream_answer` raises."""
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
-    clock = RequestClock(deadline_s, queue_s)
+    clock = RequestClock(deadline_s, queue_s, steps.trace)
     query = question.text
     if question.conversation:
         query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
@@ -143,6 +142,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
+    dropped: int = 0  # sentences that LLMs wrote and that are not in the answer
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -237,7 +237,7 @@ class Flow:
                     async for event in events:
                         yield event
             except DEGRADABLE as error:
-                logger.warning("answering without the LLM %s: %s", name, error)
+                logger.warning("answering without the LLM %s: %s", name, error, extra={"stage": "generate"})
                 failed.append(name)
             if self.written.text or name not in failed:
                 self.llm = name
@@ -256,12 +256,14 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
+                self.dropped += 1  # until it is sent
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
                     continue
                 held.append(grounded)
                 if good or self.written.text:
+                    self.dropped -= len(held)
                     for event in self._send(held):
                         yield event
                     held = []
@@ -269,10 +271,8 @@ class Flow:
                     return
 
     def _prepare(self) -> Evidence:
-        """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
-
-        A passage for which the prompt has no room may still hold the answer, or the proof of one.
-        """
+        """The prompt, and the sentences of every hit: one that it has no room for may still hold the answer, or prove
+        one. Tokenising and analysing take too long for an event loop."""
         instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,
@@ -371,7 +371,7 @@ class Flow:
                     optional=True,
                 )
             except (*DEGRADABLE, DeadlineError) as error:
-                logger.warning("grounding by words alone: %s", error)
+                logger.warning("grounding by words alone: %s", error, extra={"stage": "ground"})
         self.clock.leave_out("ground")
         return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 
@@ -396,4 +396,5 @@ class Flow:
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
+            dropped=self.dropped,
         )

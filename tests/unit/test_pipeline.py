@@ -114,7 +114,7 @@ async def test_unsupported_sentences_of_a_strong_reader_are_kept_and_marked() ->
 async def test_unsupported_sentences_of_a_weak_reader_are_left_out() -> None:
     given = await answer_of(PORT, make_steps(says(WRONG, RIGHT, WRONG)), make_settings("weak"))
     assert given.answer == f"{RIGHT} [1]"
-    assert given.unsupported == ()
+    assert (given.unsupported, given.dropped) == ((), 2)
 
 
 async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evidence() -> None:
@@ -122,7 +122,7 @@ async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evide
     given = await answer_of(which, make_steps(says(RIGHT)), make_settings("weak"))
     assert given.answer == f"{RIGHT} [1] {SECOND} [1]"
     assert [citation.quote for citation in given.citations] == [RIGHT, SECOND]
-    assert given.answer_source == "generated"
+    assert (given.answer_source, given.dropped) == ("generated", 0)
     strong = await answer_of(which, make_steps(says(RIGHT)), make_settings("strong"))
     assert strong.answer == f"{RIGHT} [1]"
 
