@@ -50,9 +50,9 @@ class KeptAnswer:
     vector: Vector | None
 
     def restore(self, found: SearchResult, cached: Literal["exact", "semantic"]) -> Answer:
-        """The answer over what the searches found now. It took no tokens of the LLM; its timings are the old ones."""
+        """The answer over what the searches found now. The LLM wrote nothing for it; its timings are the old ones."""
         hits = tuple(_rescored(found.hits[place], score, rerank) for place, score, rerank in self.ranking)
-        return replace(self.answer, hits=hits, usage=Usage(), cached=cached)
+        return replace(self.answer, hits=hits, usage=Usage(), dropped=0, cached=cached)
 
 
 class AnswerCache:

@@ -28,17 +28,15 @@ from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks
+from rag.extract import asks, extract_answer, question_relevance
 from rag.ground import (
     AnswerText,
     Evidence,
     Grounded,
     answers_question,
-    extract_answer,
     ground_sentence,
     is_refusal,
     lexical_similarity,
-    question_relevance,
     split_evidence,
     strip_markers,
 )
@@ -143,6 +141,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
+    read: int = 0  # sentences that LLMs wrote
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -256,6 +255,7 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
+                self.read += 1
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
@@ -376,6 +376,7 @@ class Flow:
     def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
+        sent = 0 if self.extracted else len(self.written.citations) + len(self.written.unsupported)
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)
         return Answer(
             status="abstained" if abstained else "answered",
@@ -394,4 +395,5 @@ class Flow:
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
+            dropped=self.read - sent,
         )

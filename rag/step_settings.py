@@ -293,6 +293,9 @@ class ServeSettings(StepSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="of the Ray that is started here; none: `port` + 1000, or a free one"
+    )
     fast_path: bool = True
     max_inflight: int = Field(16, ge=1, description="questions worked on at once")
     max_queued: int = Field(32, ge=0, description="questions waiting beyond those; more are refused with 503")
