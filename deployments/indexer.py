@@ -17,7 +17,7 @@ from deployments.errors import call_stage
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
-from deployments.metrics import count, set_gauge
+from deployments.metrics import count, refresh_gauges, set_gauge
 from ingest.documents import document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
 from ingest.journal import open_free_journal
@@ -112,6 +112,7 @@ class Indexer:
             set_gauge("rag_ingest_jobs_unfinished", await asyncio.to_thread(self._jobs.unfinished))
         except sqlite3.Error as error:  # a disk that is full makes no replica sick
             logger.warning("the jobs were not counted: %s", error)
+        refresh_gauges()
 
     async def _ask(self, question: Callable[[MilvusStore], T]) -> T:
         """Opened each time: an embedded Milvus that is gone is started again by that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -23,8 +24,8 @@ from deployments.errors import bug_problem, call_stage, json_problem, problem_bo
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.intake import Intake
 from deployments.jobs import JobStore
-from deployments.metrics import note_answer, note_index_version, note_stages
-from deployments.observe import RequestCount, failures_counted
+from deployments.metrics import note_index_version, note_stages, refresh_gauges
+from deployments.observe import RequestCount, tell_answer, watched
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
 from deployments.responses import EVENT_NAMES, Responses, problems, streamed
@@ -96,6 +97,8 @@ class Orchestrator:
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
         self._steps = build_steps(settings, self._watch, **stages, generators=generators)
+        # What the flow logs becomes lines of this replica's log, as its own are: with level, request id and stage.
+        logging.getLogger("rag").parent = logging.getLogger("ray.serve")
         terms("준비")  # loads the Korean model before the first question waits for it
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -103,6 +106,10 @@ class Orchestrator:
         split = user_config.get("split", {})
         check_split(split, self._settings.llms)
         self._split = split
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds."""
+        refresh_gauges()
 
     def with_llm(self, question: Question, key: str) -> Question:
         """The question with the LLM that is to answer it, by the shares of now. Raises UnknownModelError."""
@@ -140,9 +147,9 @@ class Orchestrator:
     async def search(self, body: SearchRequest) -> Response:
         """Retrieval only."""
         where = self._parse_filter(body.filter)
-        with failures_counted():
+        with watched("search") as tell:
             async with self._admission.permit() as queue_s:
-                clock = RequestClock(self._settings.deadlines.total_s, queue_s)
+                clock = RequestClock(self._settings.deadlines.total_s, queue_s, self._steps.trace)
                 found = await retrieve(
                     body.query,
                     body.collection,
@@ -154,9 +161,10 @@ class Orchestrator:
                     top_k=max(body.top_k, self._settings.retrieval.top_k),
                     rerank=body.rerank,
                 )
-        clock.mark("total")
-        note_stages(clock.timings_ms, clock.degraded)
-        note_index_version(body.collection, found.index_version)
+            clock.mark("total")
+            note_stages(clock.timings_ms, clock.degraded)
+            note_index_version(body.collection, found.index_version)
+            tell("found", degraded=clock.degraded, collection=body.collection, timings_ms=clock.timings_ms)
         found = replace(found, hits=found.hits[: body.top_k])
         content = search_body(found, list(clock.degraded), clock.timings_ms)
         return JSONResponse(content, headers=degraded_header(clock.degraded))
@@ -210,7 +218,7 @@ class Orchestrator:
         """
         await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
         search = replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit)
-        steps = replace(self._steps, search=search, answers=None)
+        steps = replace(self._steps, search=search, answers=None, trace=None)
         patient = DeadlineSettings(**dict.fromkeys(DeadlineSettings.model_fields, WARM_UP_DEADLINE_S))
         settings = self._settings.model_copy(update={"deadlines": patient})
         for name in settings.llms:
@@ -237,13 +245,13 @@ class Orchestrator:
 
     async def _events(self, question: Question) -> AsyncGenerator[Event, None]:
         """The flow's events, under a permit."""
-        with failures_counted():
+        with watched("question") as tell:
             async with self._admission.permit() as queue_s:
                 events = stream_answer(question, self._steps, self._settings, queue_s=queue_s)
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, Done):
-                            note_answer(event.answer)
+                            tell_answer(tell, event.answer)
                         yield event
 
     async def _answer(self, request: Request, question: Question) -> Done | None:

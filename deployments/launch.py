@@ -31,6 +31,7 @@ from deployments.ray_session import (
     short_dir,
     start_ray,
 )
+from deployments.traces import trace_environment, tracing_config
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
@@ -203,7 +204,8 @@ def _set_environment(settings: Settings) -> None:
         # Every line at once: what a killed replica had kept back is what one wants to read.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     }
-    for name, value in {**ray_environment(settings), **own, **(FAST_PATH if settings.serve.fast_path else {})}.items():
+    fast_path = FAST_PATH if settings.serve.fast_path else {}
+    for name, value in {**ray_environment(settings), **own, **trace_environment(settings.trace), **fast_path}.items():
         os.environ.setdefault(name, value)
 
 
@@ -222,12 +224,15 @@ def _start_serve(settings: Settings, say_slow: Callable[[], None]) -> None:
     """
     from ray import serve
 
-    address = {"host": settings.serve.host, "port": settings.serve.port}
+    options = {
+        "http_options": {"host": settings.serve.host, "port": settings.serve.port},
+        "tracing_config": tracing_config(settings.trace),
+    }
     try:
-        serve.start(http_options=address)
+        serve.start(**options)
     except TimeoutError:
         say_slow()
-        serve.start(http_options=address)  # finds its controller, and does not wait
+        serve.start(**options)  # finds its controller, and does not wait
 
 
 def _deploy(app: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from ray import serve
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
 from vllm.config.lora import MaxLoRARanks
@@ -19,6 +20,7 @@ from vllm.exceptions import VLLMError
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
 from deployments.generator import engine_environment, engine_kwargs
+from deployments.traces import trace_headers, traces_url
 from rag.config import Settings
 from rag.errors import ModelError, StageError
 from rag.models import FormatCheck, adapter_rank, choose_dtype
@@ -51,7 +53,9 @@ class TextServer(LLMServer):  # type: ignore[misc]  # ray ships no types for it
         )
         finish_reason: str | None = None
         try:
-            async with aclosing(self.engine.chat(request)) as events:
+            headers = trace_headers()
+            traced = RawRequestInfo(headers=headers) if headers else None
+            async with aclosing(self.engine.chat(request, traced)) as events:
                 async for event in events:
                     chunk = _event_json(event)
                     if chunk is None:
@@ -126,6 +130,8 @@ async def start_server(settings: Settings, located: str) -> TextServer:
     if located.startswith("/"):
         # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
         config.get_or_create_callback().ctx.run_init_node = False
+    if (traces := traces_url(settings.trace)) is not None:
+        config.engine_kwargs["otlp_traces_endpoint"] = traces
     adapters = {name: folder.expanduser() for name, folder in settings.generator.adapters.items()}
     alone = settings.generator.accelerator == "cpu" and settings.generator.tensor_parallel == 1
     server: TextServer = TextServer.sync_init(

@@ -1,7 +1,8 @@
 """Every metric of the service in one table, and what each is fed from.
 
 Ray's agent on each node exports them, `ray_` before each name, beside Ray's, Serve's and vLLM's own. Recording one
-takes two microseconds and raises nothing. Each label has few values: routes, stages, names from the settings.
+takes two microseconds and raises nothing. Each label has few values: routes, stages, names from the settings. Of a
+histogram Ray keeps the buckets alone: its sum, and so a mean, takes each value for its bucket's middle.
 """
 
 from __future__ import annotations
@@ -126,11 +127,12 @@ TABLE = (
     Metric(
         "rag_index_version_info",
         "gauge",
-        "1 for the index version of a collection that was searched, 0 for a former one.",
+        "1: the index version of a collection that was searched.",
         ("collection", "index_version"),
     ),
 )
 
+_gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # what each shows
 _index_versions: dict[str, str] = {}  # of each collection that was searched, the last one
 _BY_NAME = {metric.name: metric for metric in TABLE}
 _METHODS = {"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"}
@@ -148,8 +150,15 @@ def observe(name: str, value: float, **labels: str) -> None:
 
 
 def set_gauge(name: str, value: float, **labels: str) -> None:
-    """What a gauge shows from now on."""
+    """What a gauge shows from now on, while `refresh_gauges` is called."""
+    _gauges[name, tuple(labels.items())] = value
     _record(name, value, labels)
+
+
+def refresh_gauges() -> None:
+    """To be called every few seconds: Ray forgets a gauge that was not set between two of its reports."""
+    for (name, labels), value in list(_gauges.items()):
+        _record(name, value, dict(labels))
 
 
 def note_request(method: str, route: str, status: int, seconds: float) -> None:
@@ -221,8 +230,8 @@ def note_index_version(collection: str, version: str) -> None:
     former = _index_versions.get(collection)
     if former is None and len(_index_versions) == MAX_COLLECTIONS:
         return
-    if former is not None and former != version:
-        set_gauge("rag_index_version_info", 0, collection=collection, index_version=former)
+    if former is not None:
+        _gauges.pop(("rag_index_version_info", (("collection", collection), ("index_version", former))), None)
     _index_versions[collection] = version
     set_gauge("rag_index_version_info", 1, collection=collection, index_version=version)
 

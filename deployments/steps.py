@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import call_stage, iterate_stage
 from deployments.metrics import note_embeddings, note_generation
+from deployments.traces import stage_tracer
 from deployments.watch import Watch
 from rag.analyze import terms
 from rag.answer_cache import AnswerCache
@@ -84,7 +85,7 @@ def build_steps(
     embed_once = QueryEmbeddings(embed, settings.cache.embeddings, note_embeddings)
     search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
-    return Steps(search, generate, load_prompt_counter(settings), answers=answers)
+    return Steps(search, generate, load_prompt_counter(settings), answers, trace=stage_tracer(settings.trace))
 
 
 async def _measured(model: str, pieces: AsyncGenerator[GeneratedText, None]) -> AsyncGenerator[GeneratedText, None]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
-from rag.clock import RequestClock
+from rag.clock import RequestClock, TraceStage
 from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
@@ -58,13 +58,14 @@ ABSTENTION = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Everything the flow calls; without `answers` every question is answered anew."""
+    """Everything the flow calls; without `answers` every question is answered anew. `trace` hears of each stage."""
 
     search: SearchSteps
     generate: Generate
     count_tokens: CountTokens
     answers: AnswerCache | None = None
     instructions: FindInstructions = find_instructions
+    trace: TraceStage | None = None
 
     @property
     def terms(self) -> Terms:
@@ -107,7 +108,7 @@ async def stream_answer(
 async def begin(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Flow:
     """The question with what the searches found for it. Raises what `stream_answer` raises."""
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
-    clock = RequestClock(deadline_s, queue_s)
+    clock = RequestClock(deadline_s, queue_s, steps.trace)
     query = question.text
     if question.conversation:
         query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
@@ -236,7 +237,7 @@ class Flow:
                     async for event in events:
                         yield event
             except DEGRADABLE as error:
-                logger.warning("answering without the LLM %s: %s", name, error)
+                logger.warning("answering without the LLM %s: %s", name, error, extra={"stage": "generate"})
                 failed.append(name)
             if self.written.text or name not in failed:
                 self.llm = name
@@ -369,7 +370,7 @@ class Flow:
                     optional=True,
                 )
             except (*DEGRADABLE, DeadlineError) as error:
-                logger.warning("grounding by words alone: %s", error)
+                logger.warning("grounding by words alone: %s", error, extra={"stage": "ground"})
         self.clock.leave_out("ground")
         return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 

@@ -10,6 +10,7 @@ import numpy as np
 from ray import cloudpickle, serve
 
 import tests.fakes
+from deployments.app import JSON_LOGS
 from deployments.embedder import Embedder
 from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
@@ -69,6 +70,7 @@ def build_watched_app(settings: Settings) -> Any:
             ray_actor_options={"num_cpus": 0.01},
             max_ongoing_requests=64,
             health_check_period_s=1,
+            logging_config=JSON_LOGS,
         )
         return deployment.bind(*arguments)
 
@@ -76,6 +78,8 @@ def build_watched_app(settings: Settings) -> Any:
         serve.ingress(create_api(settings.serve))(Orchestrator),
         ray_actor_options={"num_cpus": 0.01},
         max_ongoing_requests=64,
+        health_check_period_s=1,
+        logging_config=JSON_LOGS,
     )
     embedder = stage(WordEmbedder, settings, name="Embedder")
     logs = [settings.data_dir / name for name in ("generator.log", "hold")]
