@@ -35,11 +35,21 @@ class GoldQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of an answer, and the quotes that are cited for it."""
+
+    text: str
+    quotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
-    """What one way of answering wrote: an answer, or none where it abstained; and the quotes that it cites."""
+    """What one way of answering wrote: an answer, or none where it abstained; its sentences, and the passages that it
+    had."""
 
     answer: str | None
-    quotes: tuple[str, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
+    passages: tuple[str, ...] = ()
 
 
 def holds_phrase(text: str, phrases: Sequence[str]) -> bool:
@@ -61,21 +71,23 @@ def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written
     refused             unanswerable questions without an answer
     wrong_of_answered   of all answers, those that hold no gold phrase
     citation_precision  of the quotes cited for answerable questions, those that hold a gold phrase
-    citation_recall     of the right answers, those that cite a quote which holds one
+    citation_recall     of the sentences that hold a gold phrase which a passage holds too, those for which a quote is
+                        cited that holds one
     quote_chars         median length of a quote in characters
     """
     pairs = list(zip(questions, written, strict=True))
     asked = [(question, given) for question, given in pairs if question.answerable]
     without = [given for question, given in pairs if not question.answerable]
     right = [_is_right(question, given) for question, given in asked]
-    cited = [holds_phrase(quote, question.phrases) for question, given in asked for quote in given.quotes]
+    said = [(question, given, sentence) for question, given in asked for sentence in given.sentences]
+    cited = [holds_phrase(quote, question.phrases) for question, _, sentence in said for quote in sentence.quotes]
     backed = [
-        any(holds_phrase(quote, question.phrases) for quote in given.quotes)
-        for question, given in asked
-        if _is_right(question, given)
+        any(holds_phrase(quote, question.phrases) for quote in sentence.quotes)
+        for question, given, sentence in said
+        if _has_support(question, given, sentence)
     ]
     answered = [_is_right(question, given) for question, given in pairs if given.answer is not None]
-    lengths = [len(quote) for _, given in pairs for quote in given.quotes]
+    lengths = [len(quote) for _, given in pairs for sentence in given.sentences for quote in sentence.quotes]
     return {
         "answerable": len(asked),
         "unanswerable": len(without),
@@ -91,6 +103,12 @@ def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written
 
 def _is_right(question: GoldQuestion, given: Written) -> bool:
     return given.answer is not None and holds_phrase(given.answer, question.phrases)
+
+
+def _has_support(question: GoldQuestion, given: Written, sentence: Sentence) -> bool:
+    return holds_phrase(sentence.text, question.phrases) and any(
+        holds_phrase(passage, question.phrases) for passage in given.passages
+    )
 
 
 def _share(values: Iterator[bool]) -> float | None:

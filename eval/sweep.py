@@ -62,7 +62,13 @@ class Point:
         """The order of a query's answer, from every hit of a deeper search, all of them reranked."""
         lists = [[_as_found(hit, name) for hit in ranked_by(hits, name)[: self.top_k]] for name in ("dense", "lexical")]
         fused = fuse_hits([found for found in lists if found], rrf_k=self.rrf_k, top_k=2 * self.top_k)
-        blended = order_by_blend(fused[: self.candidates], self.blend, self.dense_share)
+        # A candidate has its dense score whether dense search found it or not.
+        dense = {hit.chunk.chunk_id: hit.scores.dense for hit in hits}
+        candidates = [
+            replace(hit, scores=replace(hit.scores, dense=dense[hit.chunk.chunk_id]))
+            for hit in fused[: self.candidates]
+        ]
+        blended = order_by_blend(candidates, self.blend, self.dense_share)
         return blended + fused[self.candidates :]
 
 

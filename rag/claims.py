@@ -26,6 +26,7 @@ _QUOTED_TERM = re.compile(
     r"`([^`]+)`|“([^”]+)”|\"([^\"]+)\"|‘([^’]+)’|「([^」]+)」|『([^』]+)』|《([^》]+)》|(?<!\w)'([^']+)'(?!\w)"
 )
 _HANGUL = re.compile(r"[가-힣]")
+_LATIN_LETTER = re.compile(r"[a-zà-ɏ]")
 # Capitalised in English by grammar, not because they name something.
 _PLAIN_CAPITALS = words("""
     i ok yes no a an the it its he his she her they their we our you your this that these those there here what who
@@ -165,6 +166,12 @@ def missing_names(names: frozenset[str], text: str) -> frozenset[str]:
     place = _fold(text)
     known = frozenset(_LATIN_WORD.findall(place))
     return frozenset(name for name in names if not _stands_in(name, place, known))
+
+
+def unknown_terms(claims: Claims, known: frozenset[str]) -> frozenset[str]:
+    """The terms in Latin letters that are not `known`. Of Korean ones the nouns are a hard rule of `contradiction`; the
+    others are verbs, which any paraphrase changes."""
+    return frozenset(term for term in claims.terms - known if _LATIN_LETTER.search(term))
 
 
 def _names(text: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ def retrieval_command(
     type=click.IntRange(min=1),
     default=200,
     show_default=True,
-    help="With an answer, of each set at most; half as many without one.",
+    help="With an answer, of each set at most; half as many without one, and as many pairs.",
 )
 @click.option("--no-llm", is_flag=True, help="Measure extracted answers only.")
 @_json_option
@@ -138,7 +138,8 @@ def answers_command(
     no_llm: bool,
     as_json: bool,
 ) -> None:
-    """Answers and citations over DATASET... that name their answers, beside the LLM and the evidence alone."""
+    """Answers, citations and grounding over DATASET... that name their answers, beside the LLM and the evidence alone;
+    or grounding over pairs of a right and a made-up answer, in files like HaluEval's."""
     check_libraries(*_MEASURES)
     from eval.answers import evaluate_answers, format_answers
 

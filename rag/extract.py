@@ -1,4 +1,5 @@
-"""The evidence's own best sentences as the answer, when the LLM is down or nothing that it wrote is supported. Pure."""
+"""The evidence's own best sentences: the answer when the LLM is down or nothing that it wrote is supported, and what a
+weak reader's answer lacks of them. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import numpy as np
 from rag.language import language_of
 from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
 from rag.step_settings import GroundingSettings
+from rag.types import Citation
 
 # Of the scorer's value, beside the words', in how well a sentence answers. Chosen on nine question sets by the gold
 # phrases that the best sentences of five passages hold; the README has the table.
@@ -92,6 +94,19 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
         if text and all(text != other.text for other in chosen):
             chosen.append(Grounded(text, quote, support=1.0, relevance=relevant))
     return chosen
+
+
+def beyond(extracted: Sequence[Grounded], citations: Sequence[Citation]) -> list[Grounded]:
+    """The extracted sentences that an answer with these citations lacks, as many as make it no longer than they are."""
+    cited = [(citation.document_id, citation.char_start, citation.char_end) for citation in citations]
+    lacking = []
+    for sentence in extracted:
+        assert sentence.quote is not None  # extracted from there
+        chunk = sentence.quote.passage.hit.chunk
+        start, end = chunk.start_char + sentence.quote.start, chunk.start_char + sentence.quote.end
+        if all(document != chunk.document_id or end <= first or last <= start for document, first, last in cited):
+            lacking.append(sentence)
+    return lacking[: max(len(extracted) - len(citations), 0)]
 
 
 def asks(text: str) -> bool:

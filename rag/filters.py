@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias, get_args
 
 from rag.columns import FIELD_NAME, after_prefix, list_key, to_column
 
-ScalarColumn = Literal["document_id", "revision", "ordinal", "source", "title", "updated_at"]
+ScalarColumn = Literal["chunk_id", "document_id", "revision", "ordinal", "source", "title", "updated_at"]
 ArrayColumn = Literal["acl"]
 FieldKind = Literal["text", "integer", "number", "boolean", "list"]
 Operator = Literal["<", "<=", ">", ">="]

@@ -17,7 +17,7 @@ from itertools import permutations
 
 import numpy as np
 
-from rag.claims import Claims, Terms, contradiction, read_claims
+from rag.claims import Claims, Terms, contradiction, read_claims, unknown_terms
 from rag.extract import asks, extract_answer, question_relevance
 from rag.quantities import is_backed
 from rag.quotes import (
@@ -56,6 +56,9 @@ __all__ = [
 SIMILARITY_WEIGHT = 0.5
 # A term that the question already holds says less about the answer than a new one.
 QUESTION_TERM_WEIGHT = 0.5
+# What a word costs that stands neither in the passage nor in the question: in a long sentence the words it shares
+# outweigh the one that is made up. Chosen by made-up sentences that were supported, beside right ones that were not.
+UNKNOWN_TERM_PENALTY = 0.05
 # Two adjacent sentences are quoted together when that raises the support by this much.
 PAIR_GAIN = 0.1
 # What a marker that the LLM wrote is worth when two quotes support a sentence almost equally.
@@ -85,7 +88,8 @@ def ground_sentence(
     """The sentence with the quote that supports it best, or without one.
 
     A quote is one sentence of a passage, or two adjacent ones where that supports clearly better. Support is the mean
-    of similarity and lexical coverage; below `settings.min_support` the sentence is unsupported. No quote is one that
+    of similarity and lexical coverage, less a penalty for each word that neither the whole passage nor the question
+    holds; below `settings.min_support` the sentence is unsupported. No quote is one that
     breaks a hard rule of `claims.contradiction`, one that asks or gives orders to whoever answers, and a pair of which
     one sentence lends the number and the other what is said of it. Markers in the sentence, and how well a quote
     answers the question, decide near ties; else ties go to the earlier passage and sentence.
@@ -93,10 +97,12 @@ def ground_sentence(
     hinted = markers_in(sentence)
     text = strip_markers(sentence)
     claims = read_claims(text, terms)
+    unknown = [len(unknown_terms(claims, known | evidence.question.terms)) for known in evidence.terms]
     ranked: list[tuple[float, float, float, tuple[EvidenceSentence, ...]]] = []
     for group, similar, relevant in _candidates(evidence, similarity, relevance):
         found = group[0].claims.terms | group[-1].claims.terms
         support = SIMILARITY_WEIGHT * similar + (1 - SIMILARITY_WEIGHT) * _coverage(claims, found, evidence.question)
+        support = max(support - UNKNOWN_TERM_PENALTY * unknown[group[0].passage], 0.0)
         if support < settings.min_support:
             continue
         rank = support + RELEVANCE_BONUS * relevant - (PAIR_GAIN if len(group) > 1 else 0.0)

@@ -28,21 +28,12 @@ from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, extract_answer, question_relevance
-from rag.ground import (
-    AnswerText,
-    Evidence,
-    Grounded,
-    answers_question,
-    ground_sentence,
-    is_refusal,
-    lexical_similarity,
-    split_evidence,
-    strip_markers,
-)
+from rag.extract import asks, beyond, extract_answer, question_relevance
+from rag.ground import AnswerText, answers_question, ground_sentence, is_refusal, lexical_similarity
 from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
+from rag.quotes import Evidence, Grounded, split_evidence, strip_markers
 from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, last_sentences, split_sentences
@@ -142,7 +133,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
-    read: int = 0  # sentences that LLMs wrote
+    dropped: int = 0  # sentences that LLMs wrote and that were not sent
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -244,8 +235,8 @@ class Flow:
                 break
         for name in failed:
             self.clock.leave_out("generate", None if self.llm in failed else name)
-        if not self.written.text:
-            for event in self._without_support(self.evidence, relevance):
+        if not self.written.text or self.settings.grounding.reader == "weak":
+            for event in self._from_evidence(self.evidence, relevance):
                 yield event
 
     async def _generated(
@@ -256,13 +247,14 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
-                self.read += 1
+                self.dropped += 1
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
                     continue
                 held.append(grounded)
                 if good or self.written.text:
+                    self.dropped -= len(held)
                     for event in self._send(held):
                         yield event
                     held = []
@@ -288,16 +280,18 @@ class Flow:
         passages = [*self.prompt.passages, *(Passage(n, hit) for n, hit in enumerate(others, start=len(known) + 1))]
         return split_evidence(passages, self.query, split_sentences, self.steps.terms, instructions)
 
-    def _without_support(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
-        """Nothing that the LLM wrote is supported: the evidence's own sentences, or an abstention."""
-        if self.refused and self.settings.grounding.reader == "strong":
+    def _from_evidence(self, evidence: Evidence, relevance: list[np.ndarray]) -> list[Event]:
+        """What the evidence's own answer has beyond what was written; without either an abstention."""
+        if not self.written.text and self.refused and self.settings.grounding.reader == "strong":
             return [Token(self.abstain())]
         with self.clock.timed("ground"):
-            sentences = extract_answer(evidence, relevance, self.settings.grounding)
-        if not sentences:
+            extracted = extract_answer(evidence, relevance, self.settings.grounding)
+        if self.written.text:
+            return self._send(beyond(extracted, self.written.citations))
+        if not extracted:
             return [Token(self.abstain())]
         self.extracted = True
-        return self._send(sentences)
+        return self._send(extracted)
 
     async def _judge(
         self, sentence: str, evidence: Evidence, relevance: list[np.ndarray]
@@ -377,7 +371,6 @@ class Flow:
     def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
-        sent = 0 if self.extracted else len(self.written.citations) + len(self.written.unsupported)
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)
         return Answer(
             status="abstained" if abstained else "answered",
@@ -396,5 +389,5 @@ class Flow:
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
-            dropped=self.read - sent,
+            dropped=self.dropped,
         )

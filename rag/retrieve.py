@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from rag.errors import (
     StoreUnavailableError,
     UnknownCollectionError,
 )
-from rag.filters import Filter
+from rag.filters import Filter, OneOf
 from rag.fuse import fuse_hits, order_by_blend
 from rag.language import understands
 from rag.step_settings import CalibrationSettings
@@ -61,6 +62,13 @@ class SearchSteps:
     token_vectors: StoredTokenVectors | None = None
 
 
+class _Branch(NamedTuple):
+    """What a search found, and the dense one's query vector."""
+
+    result: SearchResult
+    vector: Vector | None = None
+
+
 async def retrieve(
     query: str,
     collection: str,
@@ -75,24 +83,24 @@ async def retrieve(
 ) -> SearchResult:
     """Every chunk found for a query, best first; `top_k` is the depth of each search.
 
-    Only chunks that a caller of `groups` may see, and of those the ones that `where` means, all when it is None.
+    Only chunks that a caller of `groups` may see, and of those the ones that `where` means, all when it is None. The
+    reranker's candidates that word search alone found have a dense score too.
 
     One of the two branches, and the reranker, may fail or be late: they are named in `clock.degraded`. Raises what the
     dense branch raised when both fail, UnknownCollectionError and IndexMismatchError in any case, and DeadlineError.
     """
     depth = top_k or settings.retrieval.top_k
-    branches: dict[Stage, Awaitable[SearchResult]] = {}
+    branches: dict[Stage, Awaitable[_Branch]] = {}
     if understands(settings.embedder.languages, query):
         dense = partial(steps.dense_search, groups=groups, where=where)
         branches["dense"] = _dense(query, collection, depth, steps.embed, dense, settings, clock)
     lexical = partial(steps.lexical_search, groups=groups, where=where)
-    limit_s = settings.deadlines.lexical_s
-    branches["lexical"] = clock.run("lexical", lambda: lexical(collection, query, depth), limit_s)
+    branches["lexical"] = _lexical(query, collection, depth, lexical, settings, clock)
     results = await asyncio.gather(*branches.values(), return_exceptions=True)
-    found: list[SearchResult] = []
+    found: list[_Branch] = []
     failures: dict[Stage, Exception] = {}
     for name, result in zip(branches, results, strict=True):
-        if isinstance(result, SearchResult):
+        if isinstance(result, _Branch):
             found.append(result)
         elif isinstance(result, DEGRADABLE):
             failures[name] = result
@@ -105,8 +113,11 @@ async def retrieve(
         clock.leave_out(name)
     with clock.timed("fuse"):
         # All that either branch found: a reranker reads its own number of candidates from the top.
-        hits = fuse_hits([result.hits for result in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
-    fused = SearchResult(tuple(hits), found[0].index_version)
+        hits = fuse_hits([branch.result.hits for branch in found], rrf_k=settings.retrieval.rrf_k, top_k=2 * depth)
+    vector = found[0].vector
+    if vector is not None:
+        hits = await _score_unfound(hits, vector, collection, groups, steps.dense_search, settings, clock)
+    fused = SearchResult(tuple(hits), found[0].result.index_version)
     return await rerank_found(query, collection, fused, steps, settings, clock) if rerank else fused
 
 
@@ -146,9 +157,57 @@ async def _dense(
     search: Callable[[str, Vector, int], Awaitable[SearchResult]],
     settings: Settings,
     clock: RequestClock,
-) -> SearchResult:
-    vectors = await clock.run("embed", lambda: embed([query], "query"), settings.deadlines.embed_s)
-    return await clock.run("dense", lambda: search(collection, vectors[0], depth), settings.deadlines.dense_s)
+) -> _Branch:
+    vector = (await clock.run("embed", lambda: embed([query], "query"), settings.deadlines.embed_s))[0]
+    found = await clock.run("dense", lambda: search(collection, vector, depth), settings.deadlines.dense_s)
+    return _Branch(found, vector)
+
+
+async def _lexical(
+    query: str,
+    collection: str,
+    depth: int,
+    search: Callable[[str, str, int], Awaitable[SearchResult]],
+    settings: Settings,
+    clock: RequestClock,
+) -> _Branch:
+    limit_s = settings.deadlines.lexical_s
+    return _Branch(await clock.run("lexical", lambda: search(collection, query, depth), limit_s))
+
+
+async def _score_unfound(
+    hits: list[Hit],
+    vector: Vector,
+    collection: str,
+    groups: Groups,
+    search: DenseSearch,
+    settings: Settings,
+    clock: RequestClock,
+) -> list[Hit]:
+    """The hits, those candidates that dense search did not find with their dense score: how far behind they are is
+    worth more to the blend than that they are behind."""
+    unfound = tuple(hit.chunk.chunk_id for hit in hits[: settings.reranker.candidates] if hit.scores.dense is None)
+    if not unfound:
+        return hits
+    where = OneOf("chunk_id", unfound)
+    try:
+        found = await clock.run(
+            "dense",
+            lambda: search(collection, vector, len(unfound), groups=groups, where=where),
+            settings.deadlines.dense_s,
+            optional=True,
+        )
+    except DEGRADABLE as error:
+        logger.warning("blending without the dense scores of what word search alone found: %s", error)
+        clock.leave_out("dense")
+        return hits
+    dense = {hit.chunk.chunk_id: hit.scores.dense for hit in found.hits}
+    return [
+        replace(hit, scores=replace(hit.scores, dense=dense.get(hit.chunk.chunk_id)))
+        if hit.scores.dense is None
+        else hit
+        for hit in hits
+    ]
 
 
 async def _rerank(

@@ -118,6 +118,7 @@ async def test_in_a_pattern_only_the_outer_percent_signs_are_wild(
         (Equals("title", "title of d1"), [1]),
         (Compare("updated_at", ">", "2026-10"), [0, 1, 2, 3]),
         (Like("document_id", "start", "d"), [0, 1, 2, 3]),
+        (OneOf("chunk_id", ("c1", "c3", "c9")), [1, 3]),
         (OneOf("source", ()), []),
         (And(()), [0, 1, 2, 3]),
         (Or(()), []),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.answer_measures import GoldQuestion, Written, holds_phrase, measure_answers
-from eval.answers import ask_all, format_answers, read_gold, sample_gold, ways
+from eval.answer_measures import GoldQuestion, Sentence, Written, holds_phrase, measure_answers
+from eval.answers import ask_all, evaluate_answers, format_answers, make_pairs, read_gold, sample_gold, ways
 from rag.errors import InputError, StageError
 from rag.types import GeneratedText
 from tests.pipeline_fakes import ScriptedLLM, WordScorer, make_search, make_settings, make_steps, says
@@ -37,14 +37,19 @@ def test_whether_a_text_holds_a_phrase(text: str, phrase: str, held: bool) -> No
     assert holds_phrase(text, ["zzz", phrase]) is held
 
 
+def cites(text: str, *quotes: str, passages: tuple[str, ...] = ("Port 8000 is ours.",)) -> Written:
+    """An answer of one sentence."""
+    return Written(text, (Sentence(text, quotes),), passages)
+
+
 def test_what_is_counted_of_five_answers() -> None:
     questions = [PORT, PORT, PORT, PORT, NOWHERE, NOWHERE]
     written = [
-        Written("It is 8000. [1]", ("port 8000",)),  # right, backed
-        Written("It is 8000. [1]", ("another port",)),  # right, its quote holds nothing
-        Written("It is 9000. [1]", ("port 8000", "x")),  # wrong, though it cites the right quote
+        cites("It is 8000. [1]", "port 8000"),  # right, backed
+        cites("It is 8000. [1]", "another port"),  # right, its quote holds nothing
+        cites("It is 9000. [1]", "port 8000", "x"),  # wrong, though it cites the right quote
         Written(None),
-        Written("It is a zebra. [1]", ("zebra",)),
+        cites("It is a zebra. [1]", "zebra"),
         Written(None),
     ]
     found = measure_answers(questions, written)
@@ -56,6 +61,21 @@ def test_what_is_counted_of_five_answers() -> None:
     assert found["citation_recall"] == 0.5
     assert found["quote_chars"] == 9
     assert found["right"]["low"] < 0.5 < found["right"]["high"]
+
+
+def test_citation_recall_is_of_each_sentence_with_support() -> None:
+    sentences = (
+        Sentence("It is 8000.", ("port 8000",)),
+        Sentence("So 8000 it is."),  # a passage holds it, and nothing is cited
+        Sentence("A port is a number."),  # holds no gold phrase: nobody knows whether it has support
+        Sentence("8000 it is.", ("another port",)),
+    )
+    answer = " ".join(one.text for one in sentences)
+    found = measure_answers([PORT], [Written(answer, sentences, ("It listens on 8000.",))])
+    assert found["citation_recall"] == pytest.approx(1 / 3)
+    assert found["citation_precision"] == 0.5
+    of_its_own = measure_answers([PORT], [Written(answer, sentences, ("Nothing of it.",))])
+    assert of_its_own["citation_recall"] is None
 
 
 def test_what_is_not_there_is_not_counted() -> None:
@@ -97,11 +117,39 @@ async def test_each_way_writes_what_it_is_named_for() -> None:
     llm = says(SAID)
     found = ways(make_steps(llm), make_settings(), "default")
     served, extracted, alone = [await ask_all([PORT, NOWHERE], found[way]) for way in ("served", "extracted", "llm")]
-    assert served == [Written(f"{SAID} [1]", (SAID,)), Written(None)]
-    assert extracted[0].quotes == (SAID,)
-    assert extracted[1] == Written(None)
+    assert [one.answer for one in served] == [f"{SAID} [1]", None]
+    assert [one.sentences for one in served] == [(Sentence(SAID, (SAID,)),), ()]
+    assert any(SAID in passage for passage in served[0].passages)
+    assert extracted[0].sentences[0] == Sentence(SAID, (SAID,))
+    assert extracted[1].answer is None
     assert [one.answer for one in alone] == [f"{SAID} "] * 2  # it never says that it does not know
+    assert alone[0].sentences == (Sentence(SAID),)
     assert len(llm.calls) == 3
+
+
+async def test_the_llm_alone_cites_the_passages_whose_markers_it_writes() -> None:
+    found = ways(make_steps(says(f"{SAID} [1] It is red. [9]")), make_settings(), "default")
+    (alone,) = await ask_all([PORT], found["llm"])
+    assert [(one.text, len(one.quotes)) for one in alone.sentences] == [(f"{SAID} [1]", 1), ("It is red. [9]", 0)]
+    assert alone.sentences[0].quotes[0] == alone.passages[0]
+
+
+async def test_a_sentence_that_the_service_marks_unsupported_is_one_without_a_quote() -> None:
+    settings = make_settings()
+    strong = settings.grounding.model_copy(update={"reader": "strong", "max_sentences": None, "max_score_gap": None})
+    found = ways(
+        make_steps(says(SAID, "Bananas are yellow and sweet.")),
+        settings.model_copy(update={"grounding": strong}),
+        "default",
+    )
+    (served,) = await ask_all([PORT], found["served"])
+    assert served.sentences == (Sentence(SAID, (SAID,)), Sentence("Bananas are yellow and sweet."))
+
+
+async def test_pairs_are_made_of_the_passages_that_hold_a_gold_phrase() -> None:
+    other = GoldQuestion("Which port does another service listen on?", ("4,000", "9000"))  # one stands in a passage
+    pairs = await make_pairs([PORT, NOWHERE], [PORT, other], make_search(), make_settings(), "default")
+    assert [(one.right, one.made_up) for one in pairs] == [(SAID, SAID.replace("8000", "9000"))]
 
 
 async def test_a_stage_that_is_left_out_is_an_error_and_no_figure() -> None:
@@ -114,12 +162,34 @@ async def test_a_stage_that_is_left_out_is_an_error_and_no_figure() -> None:
 
 
 def test_the_table_has_a_line_for_each_set_and_way() -> None:
-    measured = measure_answers([PORT, NOWHERE], [Written(SAID, (SAID,)), Written(None)])
+    written = [Written(SAID, (Sentence(SAID, (SAID,)),), (SAID,)), Written(None)]
+    auroc = {"mean": 0.75, "low": 0.5, "high": 1.0}
+    counts = {"right_sentences": 3, "made_up_sentences": 4}
+    shares = {"length_auroc": 0.5, "right_supported": 1.0, "made_up_supported": 0.25}
+    about = {"set": "ports", "language": "latin", "documents": 4}
     report = {
         "commit": "abc",
         "hardware": {"cpu_model": "C", "cpu_count_usable": 2},
-        "sets": [{"set": "ports", "documents": 4, "way": "served"} | measured],
+        "settings": {"evidence": {"min_confidence": 0.6}, "grounding": {"min_support": 0.7}},
+        "sets": [
+            about | {"way": "served"} | measure_answers([PORT, NOWHERE], written),
+            about | {"way": "grounding", "unsupported_auroc": auroc} | counts | shares,
+        ],
     }
-    lines = format_answers(report).splitlines()
-    cells = ["ports", "4", "served", "1", "/", "1", "1.000", "(1.000-1.000)", "0", "0", "1", "1", "1", "33"]
-    assert lines[-1].split() == cells
+    *_, served, grounded = format_answers(report).splitlines()
+    cells = ["ports", "latin", "4", "served", "1", "/", "1", "1.000", "(1.000-1.000)", "0", "0", "1", "1", "1", "33"]
+    assert served.split() == [*cells, "-", "-", "-", "-", "-"]
+    assert grounded.split()[4:] == ["-"] * 8 + ["3", "/", "4", "0.750", "(0.500-1.000)", "0.5", "1", "0.25"]
+
+
+def test_a_set_without_answers_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "t"}', encoding="utf-8")
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "t"}', encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n", encoding="utf-8")
+    ask = {"settings": make_settings(), "out": tmp_path, "say": print, "pool": False, "questions": 1, "llm": False}
+    with pytest.raises(InputError, match="HaluEval"):
+        evaluate_answers([str(folder)], **ask)
+    with pytest.raises(InputError, match="called set"):
+        evaluate_answers([str(folder), str(folder)], **ask)

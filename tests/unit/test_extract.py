@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rag.analyze import terms
-from rag.extract import extract_answer, question_relevance
-from rag.ground import Evidence, Grounded, lexical_similarity, plain_text, split_evidence
+from rag.extract import beyond, extract_answer, question_relevance
+from rag.ground import AnswerText, Evidence, Grounded, lexical_similarity, plain_text, split_evidence
 from rag.sentences import split_sentences
 from rag.step_settings import GroundingSettings
 from rag.types import Chunk, Hit, Passage, Scores
@@ -124,3 +124,21 @@ def test_relevance_without_a_shared_term_is_three_quarters_of_the_similarity() -
 )
 def test_plain_text(quote: str, text: str) -> None:
     assert plain_text(quote) == text
+
+
+def test_what_an_answer_lacks_of_the_evidences_own_is_what_it_does_not_cite() -> None:
+    evidence = evidence_of("Alpha is here. Beta is here. Gamma is here.", question="x")
+    extracted = extract_answer(evidence, rows([0.8, 0.75, 0.5]), TWO)
+    other = extract_answer(evidence, rows([0.5, 0.6, 0.9]), GroundingSettings(extract_sentences=1))
+    for written, lacking in (
+        ([], ["Alpha is here.", "Beta is here."]),
+        (extracted[:1], ["Beta is here."]),
+        (extracted[1:], ["Alpha is here."]),
+        (extracted, []),
+        (other, ["Alpha is here."]),
+        ([*other, *extracted[:1]], []),
+    ):
+        answer = AnswerText()
+        for sentence in written:
+            answer.add(sentence)
+        assert [one.text for one in beyond(extracted, answer.citations)] == lacking

@@ -178,7 +178,34 @@ def test_new_terms_weigh_twice_those_of_the_question() -> None:
     grounded = ground_sentence(
         "The queue is green.", evidence, rows, rows, terms=terms, settings=GroundingSettings(min_support=0)
     )
-    assert grounded.support == pytest.approx((0 + 0.5 / 1.5) / 2)  # "queue" held at 0.5, "green" missing at 1
+    assert grounded.support == pytest.approx((0 + 0.5 / 1.5) / 2 - 0.05)  # "queue" held at 0.5, "green" known nowhere
+
+
+def test_each_word_that_is_known_nowhere_costs_support() -> None:
+    long = "Our service sends every question of a caller first to its orchestrator and then to the next free replica."
+    settings = GroundingSettings(min_support=0)
+    rows = [np.ones(2, dtype=np.float32)]
+    passages = evidence_of(f"{long} It has a cache.", question="Where is a shield?")
+
+    def support(word: str) -> float:
+        sentence = long.replace("caller", word)
+        return ground_sentence(sentence, passages, rows, rows, terms=terms, settings=settings).support
+
+    known, asked, made_up = support("cache"), support("shield"), support("banana")
+    assert support("caller") == pytest.approx(1.0)
+    assert known == pytest.approx(made_up + 0.05)  # it stands elsewhere in the passage
+    assert asked > made_up + 0.05  # and weighs half, besides
+    assert support("ripe yellow banana") < made_up - 2 * 0.05
+
+
+def test_of_korean_words_the_nouns_alone_are_compared() -> None:
+    evidence, rows = evidence_of("서비스는 8000번 포트에서 시작합니다."), [np.ones(1, dtype=np.float32)]
+    settings = GroundingSettings(min_support=0)
+    grounded = ground_sentence(
+        "서비스는 8000번 포트에서 열립니다.", evidence, rows, rows, terms=terms, settings=settings
+    )
+    sentence, quote = set(terms("서비스는 8000번 포트에서 열립니다.")), set(terms(evidence.sentences[0][0].claims.text))
+    assert grounded.support == pytest.approx((1 + len(sentence & quote) / len(sentence)) / 2)
 
 
 def test_no_passages_support_nothing() -> None:

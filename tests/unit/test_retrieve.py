@@ -20,7 +20,7 @@ from rag.errors import (
     StoreUnavailableError,
     UnknownCollectionError,
 )
-from rag.filters import Equals, Like
+from rag.filters import Equals, Like, OneOf
 from rag.retrieve import SearchSteps, retrieve, scored_text
 from rag.step_settings import CalibrationSettings
 from rag.types import Scores, SearchResult, Span
@@ -33,6 +33,8 @@ from tests.pipeline_fakes import (
     make_search,
     make_settings,
     raising,
+    search_over,
+    stored_documents,
 )
 
 QUERY = "Which port does the service listen on?"
@@ -207,6 +209,43 @@ async def test_the_blend_weighs_the_searches_scores_in() -> None:
     for blend, expected in ((1.0, ["b", "a"]), (0.1, ["a", "b"])):
         found, _ = await search(steps, make_settings(reranker={"blend": blend}))
         assert ids(found) == expected
+
+
+async def test_candidates_that_word_search_alone_found_get_their_dense_score() -> None:
+    store = stored_documents(DOCUMENTS)
+    steps = search_over(store, lexical_search=finds("orchard.md:0"))
+    found, clock = await search(steps, top_k=1)
+    assert len(found.hits) == 2
+    assert clock.degraded == []
+    vector = (await steps.embed([QUERY], "query"))[0]
+    alone = {hit.chunk.chunk_id: hit.scores.dense for hit in (await store.dense_search("default", vector, 99)).hits}
+    assert {hit.chunk.chunk_id: hit.scores.dense for hit in found.hits} == {name: alone[name] for name in ids(found)}
+
+
+async def test_beyond_the_candidates_no_dense_score_is_asked_for() -> None:
+    asked: list[object] = []
+
+    async def dense_search(*_: object, where: object, **__: object) -> SearchResult:
+        asked.append(where)
+        hits = () if where else (make_hit("a", "Text a.", scores=Scores(dense=0.5)),)
+        return SearchResult(hits, "version")
+
+    steps = make_search(dense_search=dense_search, lexical_search=finds("a", "b", "c"), score=Ranking({}))
+    found, _ = await search(steps, make_settings(reranker={"candidates": 2}))
+    assert asked == [None, OneOf("chunk_id", ("b",))]
+    assert [hit.scores.dense for hit in found.hits] == [0.5, None, None]  # b was deleted in the meantime
+
+
+async def test_the_blend_goes_on_without_those_dense_scores_and_says_so() -> None:
+    async def dense_search(*_: object, where: object, **__: object) -> SearchResult:
+        if where:
+            raise StoreUnavailableError("gone")
+        return SearchResult((make_hit("a", "Text a.", scores=Scores(dense=0.5)),), "version")
+
+    steps = make_search(dense_search=dense_search, lexical_search=finds("a", "b"), score=Ranking({"Text b.": 0.9}))
+    found, clock = await search(steps)
+    assert sorted(ids(found)) == ["a", "b"]
+    assert clock.degraded == ["dense"]
 
 
 async def test_a_scorer_reads_the_heading_with_the_text() -> None:
