@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from deployments.metrics import set_gauge
 from rag.errors import OverloadedError
 
 
@@ -17,7 +18,7 @@ class Admission:
         self._places = asyncio.Semaphore(max_inflight)
         self._max_inflight = max_inflight
         self._max_present = max_inflight + max_queued
-        self._present = 0
+        self._present = self._running = 0
 
     @asynccontextmanager
     async def permit(self) -> AsyncIterator[float]:
@@ -26,10 +27,20 @@ class Admission:
             raise OverloadedError(
                 f"{self._max_inflight} questions are worked on and {self._present - self._max_inflight} wait; try again"
             )
-        self._present += 1
         arrived = time.perf_counter()
+        self._note(present=1)
         try:
             async with self._places:
-                yield time.perf_counter() - arrived
+                self._note(running=1)
+                try:
+                    yield time.perf_counter() - arrived
+                finally:
+                    self._note(running=-1)
         finally:
-            self._present -= 1
+            self._note(present=-1)
+
+    def _note(self, *, present: int = 0, running: int = 0) -> None:
+        self._present += present
+        self._running += running
+        set_gauge("rag_questions_running", self._running)
+        set_gauge("rag_questions_waiting", self._present - self._running)

@@ -12,6 +12,7 @@ import numpy as np
 from ray import serve
 
 from deployments.loading import load_behind
+from deployments.metrics import note_batch
 from rag.config import Settings
 from rag.embed import SentenceEmbedder
 from rag.models import locate_model
@@ -67,6 +68,7 @@ class Embedder:
 
     @serve.batch(batch_size_fn=_batch_tokens)  # type: ignore[untyped-decorator]
     async def _batch(self, requests: list[_Request]) -> list[list[Any]]:
+        note_batch("embed", sum(len(request.texts) for request in requests), _batch_tokens(requests))
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, requests)
 
     def _encode(self, requests: list[_Request]) -> list[list[Any]]:

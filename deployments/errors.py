@@ -89,6 +89,11 @@ def problem(request_id: str, instance: str, error: RagError) -> dict[str, Any]:
     return body
 
 
+def problem_kind(error: RagError) -> str:
+    """What an error's problem object has as its type, without the URN's beginning."""
+    return _outcome(error).type
+
+
 def problem_body(status: int, kind: str, title: str, detail: str, request_id: str, instance: str) -> dict[str, Any]:
     """A problem object; `kind` becomes its type URN."""
     return {

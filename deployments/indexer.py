@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -14,9 +17,11 @@ from deployments.errors import call_stage
 from deployments.ingest_job import ingest_job
 from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
+from deployments.metrics import count, refresh_gauges, set_gauge
 from ingest.documents import document_body, find_document, list_documents, next_page
 from ingest.fingerprint import index_fingerprint
 from ingest.journal import open_free_journal
+from ingest.pipeline import IngestReport
 from ingest.remove import remove_collection, remove_document
 from rag.analyze import analyze
 from rag.batching import token_bounded_batches
@@ -48,7 +53,10 @@ class Indexer:
         self._count_tokens = load_token_counter(locate_model(settings.embedder.model, settings.cache_dir))
         jobs = JobStore(settings.data_dir)
         lock_file = settings.data_dir / "indexer.lock"
-        self._worker = JobWorker(jobs, lambda job: self._run_job(job, jobs), lock_file, settings.serve.keep_jobs_days)
+        self._jobs = jobs
+        self._worker = JobWorker(
+            jobs, lambda job: self._run_job(job, jobs), self._job_ended, lock_file, settings.serve.keep_jobs_days
+        )
         self._thread = threading.Thread(target=self._worker.run, name="jobs", daemon=True)
         self._thread.start()
 
@@ -100,6 +108,11 @@ class Indexer:
         """Raises when the thread has ended, so that another replica goes on."""
         if not self._thread.is_alive():
             raise RuntimeError("the thread that works off the jobs has ended; its traceback is in this replica's log")
+        try:
+            set_gauge("rag_ingest_jobs_unfinished", await asyncio.to_thread(self._jobs.unfinished))
+        except sqlite3.Error as error:  # a disk that is full makes no replica sick
+            logger.warning("the jobs were not counted: %s", error)
+        refresh_gauges()
 
     async def _ask(self, question: Callable[[MilvusStore], T]) -> T:
         """Opened each time: an embedded Milvus that is gone is started again by that."""
@@ -113,6 +126,7 @@ class Indexer:
     def _run_job(self, job: Job, jobs: JobStore) -> Sequence[JobDocument]:
         """Called by the worker, in its thread."""
         with (
+            _start_noted(job),
             open_store(self._settings, self._fingerprint) as store,
             open_free_journal(self._settings, job.collection) as journal,
         ):
@@ -127,7 +141,13 @@ class Indexer:
                 count_tokens=self._count_tokens,
                 fingerprint=self._fingerprint,
                 settings=self._settings,
+                reported=_note_report,
             )
+
+    def _job_ended(self, job: Job, state: Literal["done", "failed"]) -> None:
+        """Called by the worker, in its thread."""
+        count("rag_ingest_jobs_total", outcome=state)
+        logger.info("%s is %s", job.job_id, state)
 
     def _embed(self, texts: list[str]) -> list[Embedding]:
         """By the embedder's deployment, no more texts at once than a forward pass takes: questions come in between."""
@@ -149,6 +169,24 @@ class Indexer:
             return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
         except TimeoutError as error:
             raise StageTimeoutError("embed", f"a batch was not embedded within {EMBED_S:g} s") from error
+
+
+@contextmanager
+def _start_noted(job: Job) -> Iterator[None]:
+    """The job runs inside, for the metrics."""
+    assert job.started_at is not None
+    set_gauge("rag_ingest_job_start_timestamp_seconds", datetime.fromisoformat(job.started_at).timestamp())
+    try:
+        yield
+    finally:
+        set_gauge("rag_ingest_job_start_timestamp_seconds", 0)
+
+
+def _note_report(report: IngestReport) -> None:
+    """What an upload's ingest did; one that is tried again tells it again, the documents then unchanged."""
+    for outcome in ("added", "replaced", "unchanged", "failed"):
+        count("rag_ingest_documents_total", getattr(report, outcome), outcome=outcome)
+    count("rag_ingest_chunks_total", report.chunks)
 
 
 def _collection_body(store: MilvusStore, name: str) -> dict[str, Any]:

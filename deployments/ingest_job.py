@@ -12,7 +12,7 @@ from pathlib import Path
 from deployments.jobs import Job, JobDocument
 from ingest.journal import Journal
 from ingest.load import Failure, load_documents
-from ingest.pipeline import ingest_documents
+from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
 from ingest.recover import reconcile
@@ -39,12 +39,13 @@ def ingest_job(
     count_tokens: CountTokens,
     fingerprint: IndexFingerprint,
     settings: Settings,
+    reported: Callable[[IngestReport], None],
 ) -> list[JobDocument]:
     """The job's documents, done or failed; a search that starts afterwards finds those that are done.
 
     `journal` is held by this process alone, so that nobody else ingests into the collection meanwhile. A document that
-    its sender's groups may not see is not replaced. Done twice it changes nothing. Raises what `ingest_documents` does,
-    and StageError where the disk fails.
+    its sender's groups may not see is not replaced. Done twice it changes nothing. `reported` hears what the run did.
+    Raises what `ingest_documents` does, and StageError where the disk fails.
     """
     files = {folder / one.file: one for one in job.documents if one.file is not None}
     max_file_bytes = settings.ingest.max_file_bytes
@@ -73,6 +74,7 @@ def ingest_job(
         sources={path: files[original].source for original, path in taken.items() if path is not None},
         reconciled=True,
     )
+    reported(report)
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for failure in report.failures:
         reasons[failure.source].append(failure.reason)

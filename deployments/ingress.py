@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -20,10 +20,12 @@ from starlette.responses import Response
 from deployments.admission import Admission
 from deployments.documents import DocumentDoors, upload_limits
 from deployments.documents import router as document_router
-from deployments.errors import bug_problem, call_stage, iterate_stage, json_problem, problem_body, problem_response
+from deployments.errors import bug_problem, call_stage, json_problem, problem_body, problem_response
 from deployments.http import JSON, BodyLimit, RequestGate
 from deployments.intake import Intake
 from deployments.jobs import JobStore
+from deployments.metrics import note_index_version, note_stages, refresh_gauges
+from deployments.observe import RequestCount, tell_answer, watched
 from deployments.openai import ChatDoors
 from deployments.openai import router as openai_router
 from deployments.responses import EVENT_NAMES, Responses, problems, streamed
@@ -37,22 +39,20 @@ from deployments.schemas import (
     with_llm,
 )
 from deployments.sse import begin, encode_events, event_stream
+from deployments.steps import build_steps, generator_stage
 from deployments.watch import Watch
 from rag.analyze import terms
-from rag.answer_cache import AnswerCache
-from rag.cache import QueryEmbeddings
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import RagError, StageError
 from rag.events import Done, Event
 from rag.filter_language import parse_filter
 from rag.filters import Filter
-from rag.models import load_prompt_counter
-from rag.pipeline import Steps, answer, stream_answer
-from rag.retrieve import SearchSteps, retrieve
+from rag.pipeline import answer, stream_answer
+from rag.retrieve import retrieve
 from rag.split import check_split
 from rag.step_settings import DeadlineSettings, ServeSettings
-from rag.types import Chunk, GeneratedText, Groups, Hit, Message, Question, Scores, SearchResult, Span, TextKind, Vector
+from rag.types import Chunk, Groups, Hit, Question, Scores, SearchResult
 from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
 
 router = APIRouter()
@@ -97,6 +97,8 @@ class Orchestrator:
         self._watching: Watch | None = None
         self._admission = Admission(settings.serve.max_inflight, settings.serve.max_queued)
         self._steps = build_steps(settings, self._watch, **stages, generators=generators)
+        # What the flow logs becomes lines of this replica's log, as its own are: with level, request id and stage.
+        logging.getLogger("rag").parent = logging.getLogger("ray.serve")
         terms("준비")  # loads the Korean model before the first question waits for it
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -104,6 +106,10 @@ class Orchestrator:
         split = user_config.get("split", {})
         check_split(split, self._settings.llms)
         self._split = split
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds."""
+        refresh_gauges()
 
     def with_llm(self, question: Question, key: str) -> Question:
         """The question with the LLM that is to answer it, by the shares of now. Raises UnknownModelError."""
@@ -141,20 +147,24 @@ class Orchestrator:
     async def search(self, body: SearchRequest) -> Response:
         """Retrieval only."""
         where = self._parse_filter(body.filter)
-        async with self._admission.permit() as queue_s:
-            clock = RequestClock(self._settings.deadlines.total_s, queue_s)
-            found = await retrieve(
-                body.query,
-                body.collection,
-                self._steps.search,
-                self._settings,
-                clock,
-                groups=self._groups(),
-                where=where,
-                top_k=max(body.top_k, self._settings.retrieval.top_k),
-                rerank=body.rerank,
-            )
-        clock.mark("total")
+        with watched("search") as tell:
+            async with self._admission.permit() as queue_s:
+                clock = RequestClock(self._settings.deadlines.total_s, queue_s, self._steps.trace)
+                found = await retrieve(
+                    body.query,
+                    body.collection,
+                    self._steps.search,
+                    self._settings,
+                    clock,
+                    groups=self._groups(),
+                    where=where,
+                    top_k=max(body.top_k, self._settings.retrieval.top_k),
+                    rerank=body.rerank,
+                )
+            clock.mark("total")
+            note_stages(clock.timings_ms, clock.degraded)
+            note_index_version(body.collection, found.index_version)
+            tell("found", degraded=clock.degraded, collection=body.collection, timings_ms=clock.timings_ms)
         found = replace(found, hits=found.hits[: body.top_k])
         content = search_body(found, list(clock.degraded), clock.timings_ms)
         return JSONResponse(content, headers=degraded_header(clock.degraded))
@@ -208,7 +218,7 @@ class Orchestrator:
         """
         await call_stage("retriever", lambda: self._handles["retriever"].ready.remote())
         search = replace(self._steps.search, dense_search=_own_hit, lexical_search=_own_hit)
-        steps = replace(self._steps, search=search, answers=None)
+        steps = replace(self._steps, search=search, answers=None, trace=None)
         patient = DeadlineSettings(**dict.fromkeys(DeadlineSettings.model_fields, WARM_UP_DEADLINE_S))
         settings = self._settings.model_copy(update={"deadlines": patient})
         for name in settings.llms:
@@ -219,7 +229,12 @@ class Orchestrator:
 
     async def _index_versions(self) -> dict[str, str]:
         """Each collection's current index version."""
-        return await call_stage("retriever", lambda: self._handles["retriever"].index_versions.remote())
+        versions: dict[str, str] = await call_stage(
+            "retriever", lambda: self._handles["retriever"].index_versions.remote()
+        )
+        for name, index_version in versions.items():
+            note_index_version(name, index_version)
+        return versions
 
     def _groups(self) -> Groups:
         """The caller's groups: until there are keys, every caller is anonymous."""
@@ -230,25 +245,26 @@ class Orchestrator:
 
     async def _events(self, question: Question) -> AsyncGenerator[Event, None]:
         """The flow's events, under a permit."""
-        async with self._admission.permit() as queue_s:
-            events = stream_answer(question, self._steps, self._settings, queue_s=queue_s)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+        with watched("question") as tell:
+            async with self._admission.permit() as queue_s:
+                events = stream_answer(question, self._steps, self._settings, queue_s=queue_s)
+                async with aclosing(events):
+                    async for event in events:
+                        if isinstance(event, Done):
+                            tell_answer(tell, event.answer)
+                        yield event
 
     async def _answer(self, request: Request, question: Question) -> Done | None:
         """The answer, under a permit; None when the client left before its end."""
 
         async def work() -> Done:
-            async with self._admission.permit() as queue_s:
-                return Done(await answer(question, self._steps, self._settings, queue_s=queue_s))
+            async with aclosing(self._events(question)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        return event
+            raise AssertionError("the flow ended without Done")
 
         return await _until_disconnect(request, work())
-
-
-def generator_stage(model_id: str, settings: Settings) -> str:
-    """What an LLM's deployment is called where stages are named: `generator`, the others with their name."""
-    return "generator" if model_id == settings.generator.model_id else f"generator:{model_id}"
 
 
 def create_api(serving: ServeSettings) -> FastAPI:
@@ -269,66 +285,8 @@ def create_api(serving: ServeSettings) -> FastAPI:
     api.include_router(openai_router)
     limits = [BodyLimit(JSON, serving.max_body_bytes, "serve.max_body_bytes")]
     api.add_middleware(RequestGate, limits=limits, own_limits=upload_limits(serving))
+    api.add_middleware(RequestCount)  # outside of the gate: what that refuses counts, too
     return api
-
-
-def build_steps(
-    settings: Settings,
-    watch: Callable[[], Watch],
-    embedder: DeploymentHandle,
-    retriever: DeploymentHandle,
-    reranker: DeploymentHandle,
-    generators: dict[str, DeploymentHandle],
-) -> Steps:
-    """The handles as the flow's callables; Ray's errors become ours on the way."""
-    streaming = {name: generators[llm.model_id].options(stream=True) for name, llm in settings.llms.items()}
-    for name in (name for llm in settings.engines.values() for name in llm.adapters):
-        streaming[name] = streaming[name].options(multiplexed_model_id=name)
-    # Late interaction has the query embedded.
-    scoring = ("reranker", "embedder") if settings.reranker.kind == "maxsim" else ("reranker",)
-
-    async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
-        return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
-
-    async def dense_search(
-        collection: str, vector: Vector, top_k: int, *, groups: Groups, where: Filter | None
-    ) -> SearchResult:
-        remote = retriever.dense_search.remote
-        return await call_stage("dense", lambda: remote(collection, vector, top_k, groups=groups, where=where))
-
-    async def lexical_search(
-        collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
-    ) -> SearchResult:
-        remote = retriever.lexical_search.remote
-        return await call_stage("lexical", lambda: remote(collection, query, top_k, groups=groups, where=where))
-
-    async def score(
-        queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
-    ) -> list[np.ndarray]:
-        async with AsyncExitStack() as needed:
-            for stage in scoring:
-                await needed.enter_async_context(watch().unless_down(stage, "rerank"))
-            return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
-
-    async def stored_token_vectors(collection: str, chunk_ids: list[str]) -> list[bytes]:
-        return await call_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
-
-    async def generate(
-        messages: list[Message], *, model: str, max_tokens: int, temperature: float
-    ) -> AsyncIterator[GeneratedText]:
-        remote = streaming[model].generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
-        async with aclosing(iterate_stage("generate", remote)) as pieces:
-            # Only the first piece can wait for a replica; once it came, a death ends the stream with an error.
-            async with watch().unless_down(generator_stage(settings.llms[model].model_id, settings), "generate"):
-                first = await anext(pieces)
-            yield first
-            async for piece in pieces:
-                yield piece
-
-    embed_once = QueryEmbeddings(embed, settings.cache.embeddings)
-    search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
-    answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
-    return Steps(search, generate, load_prompt_counter(settings), answers=answers)
 
 
 async def _on_rag_error(request: Request, error: RagError) -> Response:

@@ -28,6 +28,7 @@ MAX_STAGE_WAITS = 2_880  # about a day, for an operator; a stage that is up and 
 PASSING = (StoreUnavailableError, StageError, OverloadedError, ModelError, SettingsError)
 
 RunJob = Callable[[Job], Sequence[JobDocument]]  # what became of each document; raises RagError
+JobEnded = Callable[[Job, Literal["done", "failed"]], None]
 
 
 @dataclass(slots=True)
@@ -49,9 +50,12 @@ class JobWorker:
     A job during which the process ended MAX_ATTEMPTS times, so perhaps by it, is given up.
     """
 
-    def __init__(self, jobs: JobStore, run_job: RunJob, lock_file: Path, keep_jobs_days: float) -> None:
+    def __init__(
+        self, jobs: JobStore, run_job: RunJob, ended: JobEnded, lock_file: Path, keep_jobs_days: float
+    ) -> None:
         self._jobs = jobs
         self._run_job = run_job
+        self._ended = ended
         self._lock_file = lock_file
         self._keep_jobs_days = keep_jobs_days
         self._waits: dict[str, _Wait] = {}  # by job id
@@ -124,6 +128,7 @@ class JobWorker:
     def _finish(self, job: Job, state: Literal["done", "failed"], documents: Sequence[JobDocument]) -> None:
         self._waits.pop(job.job_id, None)
         self._jobs.finish(job, state, documents)
+        self._ended(job, state)
 
 
 def _all_failed(job: Job, reason: str) -> list[JobDocument]:

@@ -168,6 +168,12 @@ class JobStore:
         self.save(replace(job, state=state, documents=tuple(documents), finished_at=_now()))
         self.drop_folder(job.job_id)
 
+    def unfinished(self) -> int:
+        """How many jobs are queued or run."""
+        with self._transaction() as connection:
+            (number,) = connection.execute(f"SELECT count(*) FROM jobs WHERE {_UNFINISHED}").fetchone()
+        return int(number)
+
     def stored_bytes(self) -> int:
         """The files of unfinished jobs, all together."""
         with self._transaction() as connection:

@@ -25,15 +25,18 @@ from deployments.proxy import BINARY_VARIABLE, script_path
 from deployments.ray_session import (
     descendants_ended,
     joined_address,
+    metrics_urls,
     ray_dir_of,
     ray_environment,
     short_dir,
     start_ray,
 )
+from deployments.traces import trace_environment, tracing_config
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
 from rag.imports import without_collection
+from rag.step_settings import ServeSettings
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
@@ -50,9 +53,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The service as it was started: its URL, seconds by step, and how to speak past the redirected chatter."""
+    """The service as it was started: its URL, those of its nodes' metrics, seconds by step, and how to speak past the
+    redirected chatter."""
 
     url: str
+    metrics_urls: list[str]
     steps_s: dict[str, float]
     say: Say
 
@@ -67,7 +72,8 @@ def running_service(
     for a taken port and for an evidence gate fitted to other models, and StageError naming the log folder when the
     service does not come up.
     """
-    _check_port(settings)
+    host, port = settings.serve.host, settings.serve.port
+    check_port(host, port, "--port or RAG_SERVE__PORT")
     check_fitted(settings)  # before Ray is started, which takes seconds
     logs = settings.data_dir / "logs"
     try:
@@ -78,6 +84,7 @@ def running_service(
         ) from error
     ray_dir = ray_dir_of(settings, "ray")
     joined = joined_address()
+    metrics_port = 0 if joined else choose_metrics_port(settings.serve)
     _set_environment(settings)
     # Only now: Serve reads the environment when it is imported.
     from ray.exceptions import RayError
@@ -106,7 +113,7 @@ def running_service(
             step(
                 "ray",
                 "starting Ray" if not joined else f"joining Ray at {joined}",
-                lambda: start_ray(settings, ray_dir, settings.serve.logical_cpus),
+                lambda: start_ray(settings, ray_dir, settings.serve.logical_cpus, metrics_port),
             )
             step(
                 "http", "starting the HTTP proxy", lambda: _start_serve(settings, lambda: tell(lambda: say(SLOW_PROXY)))
@@ -116,8 +123,9 @@ def running_service(
             app = step("graph", "building the graph", lambda: (app_builder or _build_app)(settings))
             step("stages", "starting the stages (embedder, retriever, reranker, LLM, indexer)", lambda: _deploy(app))
             step("warm_up", "asking the warm-up question", _warm_up)
-            url = f"http://{settings.serve.host}:{settings.serve.port}"
-            yield Running(url, steps_s, lambda sentence: tell(lambda: say(sentence)))
+            yield Running(
+                f"http://{host}:{port}", metrics_urls(), steps_s, lambda sentence: tell(lambda: say(sentence))
+            )
         finally:
             tell(lambda: say("stopping the service"))
             _stop(own_ray=not joined)
@@ -141,15 +149,31 @@ def _build_app(settings: Settings) -> Any:
     return build_app(settings)
 
 
-def _check_port(settings: Settings) -> None:
-    """Raises SettingsError when the HTTP port cannot be had."""
-    host, port = settings.serve.host, settings.serve.port
+def check_port(host: str, port: int, remedy: str) -> None:
+    """Raises SettingsError when a port cannot be had; `remedy` sets another."""
     try:
         with socket.create_server((host, port)):
             return
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise SettingsError(f"port {port} on {host} {reason}; choose another with --port or RAG_SERVE__PORT") from error
+        place = f" on {host}" if host else ""
+        raise SettingsError(f"port {port}{place} {reason}; choose another with {remedy}") from error
+
+
+def choose_metrics_port(serving: ServeSettings) -> int:
+    """The metrics' port: the one that is set, else 1000 above the service's, else 0, any free one.
+
+    Raises SettingsError when the one that is set is taken.
+    """
+    if serving.metrics_port is not None:
+        check_port("", serving.metrics_port, "RAG_SERVE__METRICS_PORT")
+        return serving.metrics_port
+    port = serving.port + 1000
+    try:
+        with socket.create_server(("", port)):
+            return port
+    except (OSError, OverflowError):  # taken, or above 65535
+        return 0
 
 
 def _set_environment(settings: Settings) -> None:
@@ -180,7 +204,8 @@ def _set_environment(settings: Settings) -> None:
         # Every line at once: what a killed replica had kept back is what one wants to read.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     }
-    for name, value in {**ray_environment(settings), **own, **(FAST_PATH if settings.serve.fast_path else {})}.items():
+    fast_path = FAST_PATH if settings.serve.fast_path else {}
+    for name, value in {**ray_environment(settings), **own, **trace_environment(settings.trace), **fast_path}.items():
         os.environ.setdefault(name, value)
 
 
@@ -199,12 +224,15 @@ def _start_serve(settings: Settings, say_slow: Callable[[], None]) -> None:
     """
     from ray import serve
 
-    address = {"host": settings.serve.host, "port": settings.serve.port}
+    options = {
+        "http_options": {"host": settings.serve.host, "port": settings.serve.port},
+        "tracing_config": tracing_config(settings.trace),
+    }
     try:
-        serve.start(http_options=address)
+        serve.start(**options)
     except TimeoutError:
         say_slow()
-        serve.start(http_options=address)  # finds its controller, and does not wait
+        serve.start(**options)  # finds its controller, and does not wait
 
 
 def _deploy(app: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from ray import serve
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig, LLMServer
 from vllm.config.lora import MaxLoRARanks
@@ -19,10 +20,11 @@ from vllm.exceptions import VLLMError
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
 from deployments.generator import engine_environment, engine_kwargs
+from deployments.traces import trace_headers, traces_url
 from rag.config import Settings
 from rag.errors import ModelError, StageError
 from rag.models import FormatCheck, adapter_rank, choose_dtype
-from rag.step_settings import GeneratorSettings, StageServing
+from rag.step_settings import GeneratorSettings
 from rag.types import GeneratedText, Message, Usage
 
 
@@ -51,7 +53,9 @@ class TextServer(LLMServer):  # type: ignore[misc]  # ray ships no types for it
         )
         finish_reason: str | None = None
         try:
-            async with aclosing(self.engine.chat(request)) as events:
+            headers = trace_headers()
+            traced = RawRequestInfo(headers=headers) if headers else None
+            async with aclosing(self.engine.chat(request, traced)) as events:
                 async for event in events:
                     chunk = _event_json(event)
                     if chunk is None:
@@ -122,7 +126,7 @@ class AdapterFolders:
 
 async def start_server(settings: Settings, located: str) -> TextServer:
     """The engine of these settings over a located model, started."""
-    config = llm_config(settings.generator, settings.serve.generator, located, choose_dtype(settings))
+    config = llm_config(settings, located, choose_dtype(settings))
     if located.startswith("/"):
         # Nothing to fetch; the task that would look for it imports vLLM first, for ten seconds.
         config.get_or_create_callback().ctx.run_init_node = False
@@ -137,8 +141,10 @@ async def start_server(settings: Settings, located: str) -> TextServer:
     return server
 
 
-def llm_config(generator: GeneratorSettings, serving: StageServing, located: str, dtype: str) -> LLMConfig:
-    """Ray Serve LLM's configuration of one engine. Raises ModelError for an adapter that is none."""
+def llm_config(settings: Settings, located: str, dtype: str) -> LLMConfig:
+    """Ray Serve LLM's configuration of these settings' engine. Raises ModelError for an adapter that is none."""
+    generator, serving = settings.generator, settings.serve.generator
+    traces = {"otlp_traces_endpoint": traces_url(settings.trace)}
     return LLMConfig(
         model_loading_config={"model_id": generator.model_id, "model_source": located},
         accelerator_type=generator.accelerator_type,
@@ -146,7 +152,7 @@ def llm_config(generator: GeneratorSettings, serving: StageServing, located: str
         placement_group_config=(
             None if generator.accelerator == "cpu" else {"bundle_per_worker": {"GPU": serving.num_gpus}}
         ),
-        engine_kwargs={**engine_kwargs(generator, dtype), **_adapter_arguments(generator)},
+        engine_kwargs={**engine_kwargs(generator, dtype), **_adapter_arguments(generator), **traces},
         lora_config={"max_num_adapters_per_replica": len(generator.adapters)} if generator.adapters else None,
         runtime_env={"env_vars": engine_environment(generator, serving)},
         deployment_config={"ray_actor_options": {"num_cpus": serving.num_cpus}},

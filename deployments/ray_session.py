@@ -58,13 +58,18 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def start_ray(settings: Settings, ray_dir: Path, num_cpus: int) -> None:
-    """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`.
+def start_ray(settings: Settings, ray_dir: Path, num_cpus: int, metrics_port: int) -> None:
+    """Joins the Ray that RAY_ADDRESS names, else starts one whose machine counts as `num_cpus`; see `start_local_ray`.
 
     Raises SettingsError when the one named cannot be joined.
     """
     if (address := joined_address()) is None:
-        start_local_ray(ray_dir, num_cpus=num_cpus, object_store_bytes=settings.serve.object_store_bytes)
+        start_local_ray(
+            ray_dir,
+            num_cpus=num_cpus,
+            object_store_bytes=settings.serve.object_store_bytes,
+            metrics_port=metrics_port,
+        )
         import ray
 
         (ray_dir / _ADDRESS).write_text(ray.get_runtime_context().gcs_address, encoding="utf-8")
@@ -115,8 +120,19 @@ def blaming_the_setting(address: str) -> Iterator[None]:
         ) from error
 
 
-def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) -> None:
-    """A Ray of this process, which ends with it; `num_cpus` is what its machine counts as."""
+def metrics_urls() -> list[str]:
+    """Where each node of the Ray that was joined or started exports its metrics."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
+
+
+def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int, metrics_port: int = 0) -> None:
+    """A Ray of this process, which ends with it; `num_cpus` is what its machine counts as.
+
+    Its metrics are exported at `metrics_port`, 0: any free one. A taken one ends the node.
+    """
     import ray
 
     ray_dir.mkdir(parents=True, exist_ok=True)
@@ -129,6 +145,7 @@ def start_local_ray(ray_dir: Path, *, num_cpus: int, object_store_bytes: int) ->
             log_to_driver=False,
             logging_level="ERROR",
             _temp_dir=str(ray_dir),
+            _metrics_export_port=metrics_port,
         )
 
 

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import call_stage
 from deployments.loading import load_behind
+from deployments.metrics import note_batch
 from deployments.watch import Watch
 from rag.config import Settings
 from rag.models import embedding_dimension, load_token_offsets, locate_model
@@ -86,6 +87,7 @@ class CrossEncoder:
 
     @serve.batch(batch_size_fn=_batch_tokens)  # type: ignore[untyped-decorator]
     async def _batch(self, requests: list[_Request]) -> list[list[np.ndarray]]:
+        note_batch("rerank", sum(len(request.wanted.texts) for request in requests), _batch_tokens(requests))
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, requests)
 
     def _score(self, requests: list[_Request]) -> list[list[np.ndarray]]:

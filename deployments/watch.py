@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from deployments.errors import call_stage
+from deployments.metrics import set_gauge
 from rag.errors import RagError, StageError
 
 logger = logging.getLogger("ray.serve")
@@ -86,6 +87,7 @@ class Watch:
         """Notes that a stage is down, or with None that it is up."""
         if (name in self._down) != (reason is not None):
             logger.warning("the %s is %s", name, f"down: {reason}" if reason else "up again")
+        set_gauge("rag_stage_up", float(reason is None), stage=name)
         if reason is None:
             self._answered.add(name)
             self._down.pop(name, None)

@@ -29,9 +29,9 @@ from rag.types import Answer, Hit, Question, SearchResult, Usage, Vector
 logger = logging.getLogger(__name__)
 
 _TRIED = 8  # similar questions whose words are compared
-# What a whole answer does not depend on: how long stages may take, where the service listens and keeps its files, and
-# how a question came to its LLM, which is in it.
-_NOT_IN_ANSWERS = {"deadlines", "serve", "split", "ingest", "cache", "data_dir", "cache_dir", "config_file"}
+# What a whole answer does not depend on: how long stages may take, where the service listens, keeps its files and sends
+# its traces, and how a question came to its LLM, which is in it.
+_NOT_IN_ANSWERS = {"deadlines", "serve", "trace", "split", "ingest", "cache", "data_dir", "cache_dir", "config_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class KeptAnswer:
     vector: Vector | None
 
     def restore(self, found: SearchResult, cached: Literal["exact", "semantic"]) -> Answer:
-        """The answer over what the searches found now. It took no tokens of the LLM; its timings are the old ones."""
+        """The answer over what the searches found now. The LLM wrote nothing for it; its timings are the old ones."""
         hits = tuple(_rescored(found.hits[place], score, rerank) for place, score, rerank in self.ranking)
-        return replace(self.answer, hits=hits, usage=Usage(), cached=cached)
+        return replace(self.answer, hits=hits, usage=Usage(), dropped=0, cached=cached)
 
 
 class AnswerCache:
@@ -140,7 +140,7 @@ class Lookup:
                 if await asyncio.to_thread(is_paraphrase, self.query, kept.query, self.steps.terms):
                     return await self._search_again(text, kept)
         except (*DEGRADABLE, DeadlineError) as error:
-            logger.warning("answering without a similar question's answer: %s", error)
+            logger.warning("answering without a similar question's answer: %s", error, extra={"stage": "cache"})
         return None
 
     async def _search_again(self, text: str, kept: KeptAnswer) -> Answer | None:

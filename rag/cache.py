@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from rag.types import Embed, TextKind, Vector
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+LookedUp = Callable[[int, int], None]
 
 
 class Recent(Generic[Key, Value]):
@@ -47,13 +48,16 @@ class Recent(Generic[Key, Value]):
 class QueryEmbeddings:
     """`embed` of one model, in whose place the vectors of the `size` queries embedded last are known.
 
+    `looked_up` is told how many of a call's queries were known, and how many were not.
+
     A query is known by its exact text. Equal queries at the same time are each embedded: a call that they shared would
     have to outlive whoever made it.
     """
 
-    def __init__(self, embed: Embed, size: int) -> None:
+    def __init__(self, embed: Embed, size: int, looked_up: LookedUp) -> None:
         self._embed = embed
         self._known: Recent[str, Vector] = Recent(size)
+        self._looked_up = looked_up
 
     async def __call__(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """As `embed`, whose errors it raises and does not remember."""
@@ -61,6 +65,7 @@ class QueryEmbeddings:
             return await self._embed(texts, kind)
         found = {text: vector for text in texts if (vector := self._known.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
+        self._looked_up(len(found), len(missing))
         made = await self._embed(missing, kind) if missing else ()
         for text, row in zip(missing, made, strict=True):
             found[text] = row.copy()  # a view would keep its whole batch

@@ -46,7 +46,10 @@ def serve(context: click.Context, host: str | None, port: int | None) -> None:
     try:
         with running_service(settings, say) as running:
             took = ", ".join(f"{name} {seconds:g} s" for name, seconds in running.steps_s.items())
-            running.say(f"ready: {running.url}  ({took})\nAsk with: rag ask QUESTION   Stop with Ctrl-C.")
+            running.say(
+                f"ready: {running.url}  ({took})\nMetrics: {' '.join(running.metrics_urls)}\n"
+                "Ask with: rag ask QUESTION   Stop with Ctrl-C."
+            )
             while True:
                 signal.pause()
     except KeyboardInterrupt:

@@ -12,22 +12,27 @@ from rag.errors import DeadlineError, StageTimeoutError
 from rag.types import Stage
 
 T = TypeVar("T")
+TraceStage = Callable[[str, float], None]  # a stage that has just ended, and its seconds
 
 # An optional stage never takes all the time that is left: the answer still has to be made without it.
 OPTIONAL_SHARE = 0.8
 
 
 class RequestClock:
-    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage.
+    """Starts when made; `queue_s` is what the request waited before. `timings_ms` grows stage by stage, and `trace` is
+    told each stage as it ends: one that is entered again, such as grounding, each time.
 
     Pickled it stands still, until it is unpickled: a request of a batch goes from one process to another.
     """
 
-    def __init__(self, deadline_s: float, queue_s: float = 0.0) -> None:
+    def __init__(self, deadline_s: float, queue_s: float = 0.0, trace: TraceStage | None = None) -> None:
         self._started = time.perf_counter() - queue_s
         self._deadline_s = deadline_s
         self.timings_ms: dict[str, float] = {"queue": round(queue_s * 1000, 3)}
         self.degraded: list[str] = []
+        self._trace = trace
+        if trace is not None:
+            trace("queue", queue_s)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_started": self.elapsed_s}
@@ -72,9 +77,10 @@ class RequestClock:
         """An optional stage's pieces as they come; closing it closes them. Raises StageTimeoutError after its limit."""
         limit_s = self.limit_s(budget_s, optional=True)
         ends_at = asyncio.get_running_loop().time() + limit_s
+        began = time.perf_counter()
         try:
             while True:
-                with self.timed(stage):
+                with self._timed(stage):
                     try:
                         async with asyncio.timeout_at(ends_at):
                             piece = await anext(pieces)
@@ -84,6 +90,7 @@ class RequestClock:
                         raise StageTimeoutError(stage, f"not finished within {limit_s:.1f} s") from error
                 yield piece
         finally:
+            self._tell(stage, began)
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
 
@@ -92,10 +99,24 @@ class RequestClock:
         """Adds the time spent inside to `timings_ms[name]`."""
         began = time.perf_counter()
         try:
+            with self._timed(name):
+                yield
+        finally:
+            self._tell(name, began)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """The same of a part of a stage."""
+        began = time.perf_counter()
+        try:
             yield
         finally:
             spent = (time.perf_counter() - began) * 1000
             self.timings_ms[name] = round(self.timings_ms.get(name, 0.0) + spent, 3)
+
+    def _tell(self, name: str, began: float) -> None:
+        if self._trace is not None:
+            self._trace(name, time.perf_counter() - began)
 
     def mark(self, name: str) -> None:
         """Notes the time since the start under `name`, unless it is there already."""

@@ -45,6 +45,7 @@ from rag.step_settings import (
     RetrievalSettings,
     ServeSettings,
     StoreSettings,
+    TraceSettings,
 )
 
 Profile = Literal["embedded", "gpu"]
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     serve: ServeSettings = ServeSettings()
+    trace: TraceSettings = TraceSettings()
 
     @property
     def reranker_model(self) -> str:

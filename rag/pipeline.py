@@ -23,22 +23,20 @@ import numpy as np
 
 from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
-from rag.clock import RequestClock
+from rag.clock import RequestClock, TraceStage
 from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, beyond
+from rag.extract import asks, beyond, extract_answer, question_relevance
 from rag.ground import (
     AnswerText,
     Evidence,
     Grounded,
     answers_question,
-    extract_answer,
     ground_sentence,
     is_refusal,
     lexical_similarity,
-    question_relevance,
     split_evidence,
     strip_markers,
 )
@@ -60,13 +58,14 @@ ABSTENTION = {
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Everything the flow calls; without `answers` every question is answered anew."""
+    """Everything the flow calls; without `answers` every question is answered anew. `trace` hears of each stage."""
 
     search: SearchSteps
     generate: Generate
     count_tokens: CountTokens
     answers: AnswerCache | None = None
     instructions: FindInstructions = find_instructions
+    trace: TraceStage | None = None
 
     @property
     def terms(self) -> Terms:
@@ -109,7 +108,7 @@ async def stream_answer(
 async def begin(question: Question, steps: Steps, settings: Settings, *, queue_s: float = 0.0) -> Flow:
     """The question with what the searches found for it. Raises what `stream_answer` raises."""
     deadline_s = min(question.deadline_s or settings.deadlines.total_s, settings.deadlines.max_s)
-    clock = RequestClock(deadline_s, queue_s)
+    clock = RequestClock(deadline_s, queue_s, steps.trace)
     query = question.text
     if question.conversation:
         query = await asyncio.to_thread(rewrite_question, question.text, question.conversation, steps.terms)
@@ -143,6 +142,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
+    read: int = 0  # sentences that LLMs wrote
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -237,7 +237,7 @@ class Flow:
                     async for event in events:
                         yield event
             except DEGRADABLE as error:
-                logger.warning("answering without the LLM %s: %s", name, error)
+                logger.warning("answering without the LLM %s: %s", name, error, extra={"stage": "generate"})
                 failed.append(name)
             if self.written.text or name not in failed:
                 self.llm = name
@@ -256,6 +256,7 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
+                self.read += 1
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
@@ -371,13 +372,14 @@ class Flow:
                     optional=True,
                 )
             except (*DEGRADABLE, DeadlineError) as error:
-                logger.warning("grounding by words alone: %s", error)
+                logger.warning("grounding by words alone: %s", error, extra={"stage": "ground"})
         self.clock.leave_out("ground")
         return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 
     def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
+        sent = 0 if self.extracted else len(self.written.citations) + len(self.written.unsupported)
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)
         return Answer(
             status="abstained" if abstained else "answered",
@@ -396,4 +398,5 @@ class Flow:
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
+            dropped=self.read - sent,
         )

@@ -109,7 +109,7 @@ async def retrieve(
     if not found:
         raise next(iter(failures.values()))
     for name, failure in failures.items():
-        logger.warning("answering without %s search: %s", name, failure)
+        logger.warning("answering without %s search: %s", name, failure, extra={"stage": name})
         clock.leave_out(name)
     with clock.timed("fuse"):
         # All that either branch found: a reranker reads its own number of candidates from the top.
@@ -226,7 +226,7 @@ async def _rerank(
     try:
         candidates, scores = await clock.run("rerank", score, settings.deadlines.rerank_s, optional=True)
     except DEGRADABLE as error:
-        logger.warning("answering without reranking: %s", error)
+        logger.warning("answering without reranking: %s", error, extra={"stage": "rerank"})
         clock.leave_out("rerank")
         return hits
     scored = [
@@ -243,7 +243,7 @@ async def _with_token_vectors(collection: str, hits: list[Hit], fetch: StoredTok
     try:
         kept = await fetch(collection, [hit.chunk.chunk_id for hit in hits])
     except (*DEGRADABLE, UnknownCollectionError, IndexMismatchError) as error:  # of one that was searched a moment ago
-        logger.warning("reranking without the stored token vectors: %s", error)
+        logger.warning("reranking without the stored token vectors: %s", error, extra={"stage": "rerank"})
         return hits
     return [replace(hit, token_vectors=own) for hit, own in zip(hits, kept, strict=True)]
 

@@ -259,6 +259,19 @@ class DeadlineSettings(StepSettings):
     ground_s: float = Field(4.0, gt=0)
 
 
+class TraceSettings(StepSettings):
+    """Spans of requests, sent to an OpenTelemetry collector."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/]+/?$",
+        description="the collector's address for OTLP over HTTP, such as http://127.0.0.1:4318; none: no traces",
+    )
+    sample_fraction: float = Field(
+        0.1, ge=0, le=1, description="of the requests whose caller did not decide it by its traceparent"
+    )
+
+
 class StageServing(StepSettings):
     """Ray's view of one deployment: replicas and logical shares."""
 
@@ -293,6 +306,9 @@ class ServeSettings(StepSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="of the Ray that is started here; none: `port` + 1000, or a free one"
+    )
     fast_path: bool = True
     max_inflight: int = Field(16, ge=1, description="questions worked on at once")
     max_queued: int = Field(32, ge=0, description="questions waiting beyond those; more are refused with 503")

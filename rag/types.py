@@ -282,6 +282,7 @@ class Answer:
 
     `cached`: it is that of the same question asked before, or of a similar one; `query` and `hits` are then that one's.
     `degraded` names the stages left out; `generate:NAME` is an LLM in whose place its next one, `model`, answered.
+    `dropped` counts the sentences that the LLM wrote and that are not in the answer.
     """
 
     status: Literal["answered", "abstained"]
@@ -301,6 +302,7 @@ class Answer:
     query: str = ""
     prompt_hash: str | None = None
     cached: Literal["exact", "semantic"] | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

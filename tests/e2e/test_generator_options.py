@@ -34,7 +34,7 @@ from rag.config import load_settings
 options = {}
 for name, overrides in json.loads(sys.argv[1]).items():
     settings = load_settings(**overrides)
-    config = llm_config(settings.generator, settings.serve.generator, "/models/any", "float32")
+    config = llm_config(settings, "/models/any", "float32")
     options[name] = TextServer.get_deployment_options(config)
 print(json.dumps(options))
 """

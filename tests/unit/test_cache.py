@@ -28,6 +28,10 @@ class Embedder:
         return await HashEmbedder().embed(texts, kind)
 
 
+def ignore(hits: int, misses: int) -> None:
+    return None
+
+
 @given(st.integers(0, 4), st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=40))
 def test_the_entries_used_last_are_kept(size: int, uses: list[tuple[bool, int]]) -> None:
     recent: Recent[int, str] = Recent(size)
@@ -57,7 +61,7 @@ def test_a_later_value_takes_the_place_of_the_former() -> None:
 )
 def test_vectors_are_those_of_the_embedder_whatever_is_remembered(size: int, calls: list[list[str]]) -> None:
     async def check() -> None:
-        embed = QueryEmbeddings(Embedder(), size)
+        embed = QueryEmbeddings(Embedder(), size, ignore)
         for texts in calls:
             np.testing.assert_array_equal(await embed(texts, "query"), HashEmbedder().encode(texts, "query"))
 
@@ -66,15 +70,17 @@ def test_vectors_are_those_of_the_embedder_whatever_is_remembered(size: int, cal
 
 async def test_a_query_is_embedded_once_while_it_is_among_the_last() -> None:
     embedder = Embedder()
-    embed = QueryEmbeddings(embedder, 2)
+    lookups: list[tuple[int, int]] = []
+    embed = QueryEmbeddings(embedder, 2, lambda hits, misses: lookups.append((hits, misses)))
     for text in ("a", "a", "b", "a", "c", "a", "b"):
         await embed([text], "query")
     assert embedder.asked == ["a", "b", "c", "b"]
+    assert lookups == [(0, 1), (1, 0), (0, 1), (1, 0), (0, 1), (1, 0), (0, 1)]
 
 
 async def test_passages_are_not_remembered() -> None:
     embedder = Embedder()
-    embed = QueryEmbeddings(embedder, 2)
+    embed = QueryEmbeddings(embedder, 2, ignore)
     await embed(["a"], "query")
     await embed(["a"], "passage")
     await embed(["a"], "passage")
@@ -82,14 +88,14 @@ async def test_passages_are_not_remembered() -> None:
 
 
 async def test_a_failure_is_not_remembered() -> None:
-    embed = QueryEmbeddings(Embedder(StageError("embed", "down")), 2)
+    embed = QueryEmbeddings(Embedder(StageError("embed", "down")), 2, ignore)
     with pytest.raises(StageError):
         await embed(["a"], "query")
     assert (await embed(["a"], "query")).shape == (1, 64)
 
 
 async def test_a_caller_that_leaves_costs_the_others_of_the_same_query_nothing() -> None:
-    embed = QueryEmbeddings(Embedder(), 2)
+    embed = QueryEmbeddings(Embedder(), 2, ignore)
     first, second = (asyncio.ensure_future(embed(["a"], "query")) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -97,7 +103,7 @@ async def test_a_caller_that_leaves_costs_the_others_of_the_same_query_nothing()
 
 
 async def test_what_a_caller_does_to_its_vectors_stays_with_it() -> None:
-    embed = QueryEmbeddings(Embedder(), 2)
+    embed = QueryEmbeddings(Embedder(), 2, ignore)
     for _ in range(2):
         found = await embed(["a"], "query")
         found *= 0

@@ -19,6 +19,7 @@ from deployments.job_worker import MAX_ATTEMPTS, JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
 from ingest.journal import Journal, Unfinished, open_free_journal, open_journal
 from ingest.load import document_id_of
+from ingest.pipeline import IngestReport
 from rag.config import Settings, load_settings
 from rag.errors import IndexMismatchError, RagError, SettingsError, StageError, StoreUnavailableError
 from rag.filters import Filter
@@ -37,6 +38,8 @@ class Bench:
         self.store = InMemoryStore()
         self.faults: list[Exception] = []
         self.stuck: dict[str, RagError] = {}
+        self.reports: list[IngestReport] = []
+        self.ends: list[tuple[str, str]] = []
 
     def submit(self, files: dict[str, bytes], **job: Any) -> Job:
         job_id = self.jobs.new_id()
@@ -69,10 +72,14 @@ class Bench:
             count_tokens=lambda text: len(text.split()),
             fingerprint=FINGERPRINT,
             settings=settings,
+            reported=self.reports.append,
         )
 
+    def ended(self, job: Job, state: str) -> None:
+        self.ends.append((job.job_id, state))
+
     def worker(self) -> JobWorker:
-        return JobWorker(self.jobs, self.run_job, self.data_dir / "indexer.lock", keep_jobs_days=7)
+        return JobWorker(self.jobs, self.run_job, self.ended, self.data_dir / "indexer.lock", keep_jobs_days=7)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -170,6 +177,8 @@ def test_a_bad_file_costs_itself_only_and_says_why(bench: Bench) -> None:
     assert "10,001 bytes" in str(job.documents[2].reason)
     assert all_bad.state == "failed"
     assert "binary" in str(all_bad.documents[0].reason)
+    assert bench.ends == [(job.job_id, "done"), (all_bad.job_id, "failed")]
+    assert [(report.added, report.failed, report.chunks) for report in bench.reports] == [(1, 2, 1), (0, 1, 0)]
 
 
 def test_a_replacement_that_cannot_be_read_has_failed_though_the_former_one_is_there(bench: Bench) -> None:
