@@ -154,10 +154,9 @@ class Flow:
 
     @property
     def writers(self) -> list[str]:
-        """The LLMs to be asked, one where those before it failed: the chosen one and its `fallback`.
+        """The LLMs to be asked, one where those before it failed: the chosen one and its `fallback`; none to abstain.
 
-        None for an abstention. One that does not understand the question's language is not asked: all that it would
-        write were thrown away.
+        One that does not understand the question's language is not asked: all that it would write were thrown away.
         """
         if self.verdict.decision == "abstain":
             return []
@@ -305,10 +304,9 @@ class Flow:
     ) -> tuple[Grounded | None, bool]:
         """The sentence with its quote, and whether it answers; (None, False) for one that is left out."""
         grounding = self.settings.grounding
-        if is_refusal(sentence):
+        if refuses := is_refusal(sentence):
             self.refused = True
-            return None, False
-        if asks(strip_markers(sentence)):  # small models repeat the question
+        if refuses or asks(strip_markers(sentence)):  # small models repeat the question
             return None, False
         similarity = await self._similarity(strip_markers(sentence), evidence)
         with self.clock.timed("ground"):

@@ -41,8 +41,9 @@ RAG = {
     "events": {"types"},
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "profiles", "split", "step_settings"},
+    "config": {"errors", "profiles", "serve_settings", "split", "step_settings"},
     "step_settings": {"language", "filters", "filter_language"},
+    "serve_settings": {"step_settings"},
     "split": set[str](),
     "columns": set[str](),
     "filters": {"columns"},
@@ -97,7 +98,11 @@ RAG = {
     "client": {"calls", "document_wire", "retry", "wire"},
     # the command
     "mcp_server": {"client", "errors", "wire"},
-    "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
+    "findings": set[str](),
+    "check_profile": {"config", "findings", "serve_settings", "step_settings"},
+    "doctor": EVERY_STEP
+    | {"check_profile", "findings"}
+    | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_batch": {"cli_edge"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
@@ -135,6 +140,7 @@ LIBRARIES = {
     "pydantic": {
         "rag.config",
         "rag.step_settings",
+        "rag.serve_settings",
         "rag.mcp_server",
         "rag.wire",
         "rag.document_wire",
