@@ -19,6 +19,7 @@ from deployments.metrics import TABLE
 INFRA = Path(__file__).parents[2] / "infra"
 FOLDER = INFRA / "observability"
 RULES = ("recording.yaml", "alerts.yaml")
+TESTS = ("alerts_test.yaml", "abstention_test.yaml")
 # Of Ray's node agent, of Serve and of vLLM, as a running service exports them (tests/serve/test_scraped_metrics.py).
 OTHERS = {
     "ray_node_cpu_utilization": {"ip"},
@@ -103,15 +104,15 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-def copy_rules(folder: Path, changed: str = "", old: str = "", new: str = "") -> Path:
-    """The rules and their test in `folder`, `old` in one of the files replaced."""
-    for name in (*RULES, "alerts_test.yaml"):
+def copy_rules(folder: Path, changed: str = "", old: str = "", new: str = "") -> list[Path]:
+    """The rules' tests beside the rules in `folder`, `old` in one of the files replaced."""
+    for name in (*RULES, *TESTS):
         text = (FOLDER / name).read_text(encoding="utf-8")
         if name == changed:
             assert old in text
             text = text.replace(old, new, 1)
         (folder / name).write_text(text, encoding="utf-8")
-    return folder / "alerts_test.yaml"
+    return [folder / name for name in TESTS]
 
 
 @pytest.mark.parametrize(("where", "expression"), every_expression(), ids=lambda value: value[:60])
@@ -150,7 +151,7 @@ def test_every_expression_parses(tmp_path: Path) -> None:
 
 @needs_promtool
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
-    tested = promtool("test", "rules", copy_rules(tmp_path))
+    tested = promtool("test", "rules", *copy_rules(tmp_path))
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
@@ -178,11 +179,11 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     ],
 )
 def test_a_rule_that_is_wrong_fails_its_test(tmp_path: Path, name: str, old: str, new: str) -> None:
-    assert promtool("test", "rules", copy_rules(tmp_path, name, old, new)).returncode != 0
+    assert promtool("test", "rules", *copy_rules(tmp_path, name, old, new)).returncode != 0
 
 
 def test_every_alert_is_tested_both_ways_and_has_its_page() -> None:
-    cases = [case for test in load("alerts_test.yaml")["tests"] for case in test.get("alert_rule_test", [])]
+    cases = [case for name in TESTS for test in load(name)["tests"] for case in test.get("alert_rule_test", [])]
     index = (INFRA / "runbooks" / "README.md").read_text(encoding="utf-8")
     alerts = [rule for rule in rules() if "alert" in rule]
     assert alerts
