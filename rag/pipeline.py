@@ -142,7 +142,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
-    read: int = 0  # sentences that LLMs wrote
+    dropped: int = 0  # sentences that LLMs wrote and that are not in the answer
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -255,13 +255,14 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
-                self.read += 1
+                self.dropped += 1  # until it is sent
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
                     continue
                 held.append(grounded)
                 if good or self.written.text:
+                    self.dropped -= len(held)
                     for event in self._send(held):
                         yield event
                     held = []
@@ -269,10 +270,8 @@ class Flow:
                     return
 
     def _prepare(self) -> Evidence:
-        """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
-
-        A passage for which the prompt has no room may still hold the answer, or the proof of one.
-        """
+        """The prompt, and the sentences of every hit: one that it has no room for may still hold the answer, or prove
+        one. Tokenising and analysing take too long for an event loop."""
         instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,
@@ -377,7 +376,6 @@ class Flow:
     def _answer(self) -> Answer:
         """Everything as the caller gets it."""
         abstained = self.verdict.decision == "abstain"
-        sent = 0 if self.extracted else len(self.written.citations) + len(self.written.unsupported)
         self.clock.timings_ms["total"] = round(self.clock.elapsed_s * 1000, 3)
         return Answer(
             status="abstained" if abstained else "answered",
@@ -396,5 +394,5 @@ class Flow:
             hits=self.found.hits,
             query=self.query,
             prompt_hash=self.prompt.hash if self.prompt else None,
-            dropped=self.read - sent,
+            dropped=self.dropped,
         )

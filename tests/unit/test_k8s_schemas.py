@@ -30,7 +30,7 @@ def test_every_kind_that_is_meant_is_there() -> None:
     manifests = applied(INGEST)
     assert {one["apiVersion"].partition("/")[0] for one in manifests if is_custom(one)} == set(CUSTOM_GROUPS)
     assert {one["kind"] for one in manifests} == {
-        *("RayService", "RayJob", "Milvus", "NodePool", "EC2NodeClass", "PodMonitor"),
+        *("RayService", "RayJob", "Milvus", "NodePool", "EC2NodeClass", "PodMonitor", "PrometheusRule"),
         *("Namespace", "NetworkPolicy", "PodDisruptionBudget", "Ingress", "PersistentVolumeClaim", "PriorityClass"),
         *("StatefulSet", "Service", "ConfigMap"),
     }
