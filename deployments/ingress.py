@@ -55,6 +55,8 @@ from rag.step_settings import DeadlineSettings
 from rag.types import Chunk, Groups, Hit, Question, Scores, SearchResult
 from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
 
+VERSION = version("rag")  # a look into the disk
+
 router = APIRouter()
 
 ASKED: Responses = {
@@ -187,7 +189,7 @@ class Orchestrator:
         """Versions, models, limits and each collection's index version."""
         settings = self._settings
         return {
-            "version": version("rag"),
+            "version": VERSION,
             "profile": settings.profile,
             "models": {
                 "embedder": settings.embedder.model,
@@ -271,7 +273,7 @@ def create_api(serving: ServeSettings) -> FastAPI:
     """The ASGI application: routes, the request gate and a problem response for every error."""
     api = FastAPI(
         title="rag",
-        version=version("rag"),
+        version=VERSION,
         redoc_url=None,
         exception_handlers={
             RagError: _on_rag_error,

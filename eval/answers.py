@@ -158,6 +158,9 @@ async def _measure(
                 add(name, way, language_of(own[0].text), measure_answers(own, written))
 
     async def measure_pairs(name: str, own: Sequence[ClaimPair]) -> None:
+        if len(own) < 2:
+            say(f"{name}: {len(own)} pairs, too few to measure grounding")
+            return
         say(f"{name}: {len(own)} pairs, grounding")
         judged = await ask_all(own, lambda pair: judge_pair(pair, models.score, settings))
         add(name, "grounding", language_of(own[0].question), measure_grounding(judged))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from ray import serve
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve.config import DeploymentConfig
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.context import _set_internal_replica_context
 from ray.serve.schema import ReplicaRank
 

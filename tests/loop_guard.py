@@ -19,6 +19,7 @@ OURS = ("/rag/", "/ingest/", "/deployments/")
 LET_PASS = (
     *("/logging/", "<frozen importlib", "<frozen zipimport", "/linecache.py", "/warnings.py", "/traceback.py"),
     "/concurrent/futures/thread.py",
+    "/inspect.py",  # FastAPI looks for an endpoint's source at its first request
 )
 # Of the module `posix`: what asks the process itself, and no disk.
 PROCESS_ONLY = {"fspath", "getpid", "getuid", "urandom", "cpu_count", "sched_getaffinity", "putenv"}

@@ -137,7 +137,7 @@ def test_settings_change_live_beside_the_shares_and_nothing_restarts(client: htt
     said, errors = command(settings, "set", "evidence.min_confidence=2")
     assert said == "exit 2\n"
     assert "less than or equal to 1" in errors
-    split(settings, f"{FIRST}=1")
+    split(settings, f"{FIRST}=2", f"{CANARY}=2")
     assert passages() < many  # what was set before stays
     assert command(settings, "set", f"retrieval.top_k={settings.retrieval.top_k}")[1] == ""
     assert passages() == many
