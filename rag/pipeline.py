@@ -29,20 +29,11 @@ from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks, beyond, extract_answer, question_relevance
-from rag.ground import (
-    AnswerText,
-    Evidence,
-    Grounded,
-    answers_question,
-    ground_sentence,
-    is_refusal,
-    lexical_similarity,
-    split_evidence,
-    strip_markers,
-)
+from rag.ground import AnswerText, answers_question, ground_sentence, is_refusal, lexical_similarity
 from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
+from rag.quotes import Evidence, Grounded, split_evidence, strip_markers
 from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, last_sentences, split_sentences
@@ -142,7 +133,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
-    dropped: int = 0  # sentences that LLMs wrote and that are not in the answer
+    dropped: int = 0  # sentences that LLMs wrote and that were not sent
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -256,7 +247,7 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
-                self.dropped += 1  # until it is sent
+                self.dropped += 1
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
@@ -271,8 +262,10 @@ class Flow:
                     return
 
     def _prepare(self) -> Evidence:
-        """The prompt, and the sentences of every hit: one that it has no room for may still hold the answer, or prove
-        one. Tokenising and analysing take too long for an event loop."""
+        """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
+
+        A passage for which the prompt has no room may still hold the answer, or the proof of one.
+        """
         instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,

@@ -83,7 +83,19 @@ RAG = {
     "answer_cache": EVERY_STEP | {"cache", "clock", "events", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
     | {"answer_cache", "events", "instructions"}
-    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
+    | {
+        "clock",
+        "language",
+        "rewrite",
+        "retrieve",
+        "evidence",
+        "prompt",
+        "sentences",
+        "claims",
+        "extract",
+        "quotes",
+        "ground",
+    },
     "local_llm": {"types"},
     "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},

@@ -108,7 +108,7 @@ async def test_unsupported_sentences_of_a_strong_reader_are_kept_and_marked() ->
     given = await answer_of(PORT, make_steps(says(WRONG, RIGHT, "Nobody knows Ada.")), make_settings("strong"))
     assert given.answer == f"{WRONG} {RIGHT} [1] Nobody knows Ada."
     assert [span.text for span in given.unsupported] == [WRONG, "Nobody knows Ada."]
-    assert len(given.citations) == 1
+    assert (len(given.citations), given.dropped) == (1, 0)
 
 
 async def test_unsupported_sentences_of_a_weak_reader_are_left_out() -> None:
@@ -131,7 +131,7 @@ async def test_a_supported_sentence_beside_the_point_is_replaced_for_a_weak_read
     question = Question("Which port does the service listen on, and how many characters may a question have?")
     beside = "They bloom in April."
     given = await answer_of(question, make_steps(says(beside)), make_settings("weak"))
-    assert given.answer_source == "extracted"
+    assert (given.answer_source, given.dropped) == ("extracted", 1)
     assert beside not in given.answer
 
 
@@ -140,6 +140,7 @@ async def test_what_the_llm_repeats_is_sent_once(reader: str) -> None:
     given = await answer_of(PORT, make_steps(says(WRONG, WRONG, RIGHT, RIGHT, WRONG)), make_settings(reader))
     assert given.answer.count(RIGHT) == 1
     assert given.answer.count(WRONG) == (1 if reader == "strong" else 0)
+    assert given.dropped == (3 if reader == "strong" else 4)
 
 
 @pytest.mark.parametrize("reader", ["strong", "weak"])
