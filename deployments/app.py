@@ -13,22 +13,18 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.embedder import Embedder
-from deployments.generator import Generator, generator_options
+from deployments.generator import Generator, generator_placement
 from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
+from deployments.options import actor_options, stage_options
 from deployments.reranker import CrossEncoder, LateInteraction
 from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.evidence import check_fitted
-from rag.step_settings import StageServing
+from rag.serve_settings import StageServing, longest_calls_s
 
 # Health checks, readiness and searches come beside the questions that are at work.
 SPARE_REQUESTS = 16
-# A request waits in the orchestrator, whose queue is bounded; behind it a stage's queue never has to be longer.
-HEALTH_CHECK_PERIOD_S = 5
-HEALTH_CHECK_TIMEOUT_S = 30
-# Of every replica: a line is a JSON object, with the request's id where there is a request.
-JSON_LOGS = {"encoding": "JSON"}
 # Two models on two cores: OpenMP's threads spin at each of a forward pass's barriers while the one that they wait for
 # has no core. Asleep they leave it one: 12 to 15 searches/s in place of 3 to 6 at 8 connections (one start of each).
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
@@ -40,19 +36,20 @@ def build_app(settings: Settings) -> Application:
     Raises SettingsError for an evidence gate that was fitted to other models.
     """
     check_fitted(settings)
-    serving = settings.serve
-    # A question holds at most two calls of a stage at once: scoring the question while a sentence is grounded.
-    stage_requests = 2 * serving.max_inflight + SPARE_REQUESTS
-    embedder = _deploy(Embedder, settings, serving.embedder, stage_requests, environment=PATIENT_THREADS)
-    retriever = _deploy(Retriever, settings, serving.retriever, stage_requests)
-    reranker = _reranker(settings, stage_requests, embedder)
-    indexer = _deploy(Indexer, settings, serving.indexer, stage_requests, embedder)
+    serving, longest_s = settings.serve, longest_calls_s(settings.deadlines)
+    embedder = _deploy(Embedder, settings, serving.embedder, longest_s["embedder"], environment=PATIENT_THREADS)
+    retriever = _deploy(Retriever, settings, serving.retriever, longest_s["retriever"])
+    reranker = _reranker(settings, longest_s["reranker"], embedder)
+    indexer = _deploy(Indexer, settings, serving.indexer, longest_s["indexer"], embedder)
     generators = {
         name: build_generator(settings.for_llm(name), settings.generator.model_id) for name in settings.engines
     }
+    # A question waits in the orchestrator, whose queue is bounded; behind it a stage's never has to be longer.
+    waiting = serving.max_inflight + serving.max_queued + SPARE_REQUESTS
     orchestrator: Any = serve.deployment(
         serve.ingress(create_api(serving))(Orchestrator),
-        **_options(serving.orchestrator, serving.max_inflight + serving.max_queued + SPARE_REQUESTS),
+        ray_actor_options=actor_options(serving.orchestrator),
+        **stage_options(serving.orchestrator, calls=waiting, longest_s=longest_s["orchestrator"]),
     )
     return orchestrator.bind(settings, embedder, retriever, reranker, generators, indexer)
 
@@ -63,52 +60,38 @@ def build_generator(settings: Settings, first: str) -> Application:
     deployment: Any = serve.deployment(
         Generator,
         name="Generator" if llm.model_id == first else f"Generator-{re.sub('[^A-Za-z0-9.-]', '-', llm.model_id)}",
-        **_limits(serving.max_inflight + SPARE_REQUESTS),
-        graceful_shutdown_timeout_s=settings.deadlines.generate_s + 5,
-        **generator_options(llm, serving.generator),
+        **stage_options(
+            serving.generator,
+            calls=serving.max_inflight + SPARE_REQUESTS,
+            longest_s=longest_calls_s(settings.deadlines)["generator"],
+            llm=llm,
+        ),
+        **generator_placement(llm, serving.generator),
     )
-    return deployment.bind(settings, HEALTH_CHECK_TIMEOUT_S)
+    return deployment.bind(settings)
 
 
-def _reranker(settings: Settings, max_ongoing: int, embedder: Application) -> Application:
+def _reranker(settings: Settings, longest_s: float, embedder: Application) -> Application:
     serving = settings.serve.reranker
     if settings.reranker.kind == "maxsim":
-        return _deploy(LateInteraction, settings, serving, max_ongoing, embedder, name="Reranker")
-    return _deploy(CrossEncoder, settings, serving, max_ongoing, environment=PATIENT_THREADS, name="Reranker")
+        return _deploy(LateInteraction, settings, serving, longest_s, embedder, name="Reranker")
+    return _deploy(CrossEncoder, settings, serving, longest_s, environment=PATIENT_THREADS, name="Reranker")
 
 
 def _deploy(
     stage: type,
     settings: Settings,
     serving: StageServing,
-    max_ongoing: int,
+    longest_s: float,
     *handles: Application,
     environment: dict[str, str] | None = None,
     name: str | None = None,
 ) -> Application:
     deployment: Any = serve.deployment(
-        stage, name=name or stage.__name__, **_options(serving, max_ongoing, environment)
+        stage,
+        name=name or stage.__name__,
+        ray_actor_options=actor_options(serving, environment),
+        # A question holds at most two calls of a stage at once: scoring the question while a sentence is grounded.
+        **stage_options(serving, calls=2 * settings.serve.max_inflight + SPARE_REQUESTS, longest_s=longest_s),
     )
     return deployment.bind(settings, *handles)
-
-
-def _options(serving: StageServing, max_ongoing: int, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    actor = {"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus}
-    return {
-        "num_replicas": serving.replicas,
-        **_limits(max_ongoing),
-        "graceful_shutdown_timeout_s": 5,
-        "ray_actor_options": actor | ({"runtime_env": {"env_vars": environment}} if environment else {}),
-    }
-
-
-def _limits(max_ongoing: int) -> dict[str, Any]:
-    return {
-        "max_ongoing_requests": max_ongoing,
-        "max_queued_requests": max_ongoing,
-        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
-        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
-        "logging_config": JSON_LOGS,
-        # How often a replica that is to stop looks whether its last request has ended.
-        "graceful_shutdown_wait_loop_s": 0.25,
-    }

@@ -31,7 +31,7 @@ from rag.document_wire import (
     JobBody,
     TextRequest,
 )
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 from rag.wire import MAX_COLLECTION_CHARS
 
 UPLOAD_PATH = "/documents"

@@ -10,18 +10,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from deployments.options import actor_options
 from rag.config import Settings
 from rag.imports import without_collection
 from rag.models import locate_model, read_format_checks
-from rag.step_settings import GeneratorServing, GeneratorSettings, StageServing
+from rag.serve_settings import GeneratorServing, StageServing
+from rag.step_settings import GeneratorSettings
 from rag.types import GeneratedText, Message
 
 
 class Generator:
     """One vLLM engine. Ready once it reproduced the model's float32 continuations; healthy while the engine answers."""
 
-    async def __init__(self, settings: Settings, health_timeout_s: float) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._health_timeout_s = health_timeout_s
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._health_timeout_s = settings.serve.generator.health_timeout_s
         located = locate_model(settings.generator.model, settings.cache_dir)
         # After the model was found: what is wrong with its name is said before vLLM is imported.
         with without_collection():
@@ -61,33 +63,18 @@ class Generator:
         await asyncio.wait_for(self._server.is_sleeping(), self._health_timeout_s)
 
 
-def generator_options(generator: GeneratorSettings, serving: GeneratorServing) -> dict[str, Any]:
-    """Serve's options for the Generator: its replicas, its environment, and the same placement that Ray Serve LLM would
-    ask for."""
+def generator_placement(generator: GeneratorSettings, serving: GeneratorServing) -> dict[str, Any]:
+    """Serve's options for the Generator's place: its environment, and the bundles that Ray Serve LLM would ask for."""
     workers = [_worker_bundle(generator, serving) for _ in range(generator.tensor_parallel)]
-    # The replica shares the first worker's bundle.
-    workers[0]["CPU"] = workers[0].get("CPU", 0) + serving.num_cpus
+    # The replica shares the first worker's bundle; that one's GPU is the worker's.
+    actor = actor_options(serving.model_copy(update={"num_gpus": 0.0}), engine_environment(generator, serving))
+    memory = {"memory": actor["memory"]} if "memory" in actor else {}
+    shared = {"CPU": workers[0].get("CPU", 0) + serving.num_cpus, **memory, **actor.get("resources", {})}
+    workers[0] |= shared
     return {
-        **_replicas(generator, serving),
         "placement_group_bundles": workers,
-        "placement_group_strategy": "PACK",
-        "ray_actor_options": {
-            "num_cpus": serving.num_cpus,
-            "runtime_env": {"env_vars": engine_environment(generator, serving)},
-        },
-    }
-
-
-def _replicas(generator: GeneratorSettings, serving: GeneratorServing) -> dict[str, Any]:
-    if serving.max_replicas is None:
-        return {"num_replicas": serving.replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": serving.replicas,
-            "max_replicas": serving.max_replicas,
-            # Another engine is worth its start well before the batches of those that there are are full.
-            "target_ongoing_requests": generator.max_num_seqs / 2,
-        }
+        "placement_group_strategy": serving.placement,
+        "ray_actor_options": actor,
     }
 
 

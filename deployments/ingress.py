@@ -50,8 +50,8 @@ from rag.filter_language import parse_filter
 from rag.filters import Filter
 from rag.pipeline import answer, stream_answer
 from rag.retrieve import retrieve
-from rag.split import check_split
-from rag.step_settings import DeadlineSettings, ServeSettings
+from rag.serve_settings import ServeSettings
+from rag.step_settings import DeadlineSettings
 from rag.types import Chunk, Groups, Hit, Question, Scores, SearchResult
 from rag.wire import MAX_QUESTION_CHARS, AnswerBody, AskRequest, HealthBody, InfoBody, SearchBody, SearchRequest
 
@@ -79,8 +79,7 @@ class Orchestrator:
         generators: dict[str, DeploymentHandle],  # by model_id
         indexer: DeploymentHandle,
     ) -> None:
-        self._settings = settings
-        self._split = settings.shares
+        self._started_with = self._settings = settings
         stages = {"embedder": embedder, "retriever": retriever, "reranker": reranker}
         llms = {generator_stage(name, settings): handle for name, handle in generators.items()}
         self._handles = {**stages, **llms, "indexer": indexer}
@@ -102,10 +101,11 @@ class Orchestrator:
         terms("준비")  # loads the Korean model before the first question waits for it
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes `split`, model_id -> weight, from now on; Serve calls it with the `user_config`. Raises ValueError."""
-        split = user_config.get("split", {})
-        check_split(split, self._settings.llms)
-        self._split = split
+        """Takes what may change live from now on, see Settings.with_live; Serve calls it with the `user_config`.
+
+        What it does not name is again as the replica was started. Raises SettingsError.
+        """
+        self._settings = self._started_with.with_live(user_config)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds."""
@@ -113,7 +113,7 @@ class Orchestrator:
 
     def with_llm(self, question: Question, key: str) -> Question:
         """The question with the LLM that is to answer it, by the shares of now. Raises UnknownModelError."""
-        return with_llm(question, key, self._split, self._settings.llms)
+        return with_llm(question, key, self._settings.shares, self._settings.llms)
 
     def _watch(self) -> Watch:
         """Made with the first call, on the event loop that serves."""
@@ -193,7 +193,7 @@ class Orchestrator:
                 "embedder": settings.embedder.model,
                 "reranker": {"kind": settings.reranker.kind, "model": settings.reranker_model},
                 "generators": list(settings.llms),
-                "split": self._split,
+                "split": self._settings.shares,
             },
             "limits": {
                 "question_chars": MAX_QUESTION_CHARS,

@@ -24,7 +24,7 @@ from rag.document_wire import FileFields, TextRequest, clean_name
 from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
 from rag.filters import FieldKind
 from rag.metadata import check_metadata
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -36,7 +36,7 @@ from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
 from rag.imports import without_collection
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0

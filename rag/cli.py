@@ -5,6 +5,7 @@ Exit status: 0 all well, 1 some inputs failed, 2 wrong usage or settings, 3 serv
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from typing import Any
@@ -243,11 +244,45 @@ def split(context: click.Context, weights: tuple[str, ...], url: str | None) -> 
     from deployments.ray_session import service_address
 
     address = service_address(read_settings(context))
-    from deployments.redeploy import change_split
+    from deployments.redeploy import change_live
 
-    change_split(address, given)
+    change_live(address, {"split": given})
     for llm, share in given.items():
         click.echo(f"{share / sum(given.values()):.1%}  {llm}")
+
+
+@main.command("set")
+@settings_options
+@click.argument("changes", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.pass_context
+@edge
+def set_live(context: click.Context, changes: tuple[str, ...]) -> None:
+    """Change settings of a running service, such as evidence.min_confidence=0.6; nothing restarts.
+
+    It holds until the service stops; what a service starts with are its settings.
+    """
+    given: dict[str, dict[str, object]] = {}
+    for one in changes:
+        name, value = _pair(one, "NAME=VALUE")
+        group, _, inner = name.partition(".")
+        if group == "split":
+            raise click.BadParameter("the shares of LLMs are changed by `rag split`", param_hint="NAME=VALUE")
+        try:
+            given.setdefault(group, {})[inner] = json.loads(value)
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{value!r} is no number; `null` is none at all", param_hint="NAME=VALUE"
+            ) from error
+    settings = read_settings(context)
+    settings.with_live(given)  # a misspelt name is said at once
+    from deployments.ray_session import service_address
+
+    address = service_address(settings)
+    from deployments.redeploy import change_live
+
+    change_live(address, given)
+    for one in changes:
+        click.echo(one)
 
 
 main.add_command(ask_batch)

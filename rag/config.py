@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import yaml
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 
 from rag.errors import SettingsError
 from rag.profiles import PROFILES
+from rag.serve_settings import OtherGenerator, ServeSettings
 from rag.split import check_split
 from rag.step_settings import (
     CacheSettings,
@@ -39,17 +40,25 @@ from rag.step_settings import (
     GeneratorSettings,
     GroundingSettings,
     IngestSettings,
-    OtherGenerator,
     PromptSettings,
     RerankerSettings,
     RetrievalSettings,
-    ServeSettings,
     StoreSettings,
     TraceSettings,
 )
 
 Profile = Literal["embedded", "gpu"]
 UPLOADS = "uploads"  # in the data directory
+# What a running service takes without a restart, beside `split`: no deployment but the orchestrator reads it, and each
+# question anew.
+LIVE: Mapping[str, frozenset[str]] = {
+    "evidence": frozenset({"min_confidence"}),
+    "retrieval": frozenset({"top_k", "rrf_k"}),
+    "reranker": frozenset({"candidates", "top_k", "blend", "dense_share"}),
+    "prompt": frozenset({"passage_tokens", "history_tokens"}),
+    "grounding": frozenset({"min_support"}),
+}
+LIVE_NAMES = ("split", *sorted(f"{group}.{name}" for group, names in LIVE.items() for name in names))
 _SERVICE_VARIABLE = re.compile(r"RAG_(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
 
 
@@ -138,6 +147,34 @@ class Settings(BaseSettings):
         serve = self.serve.model_copy(update={"generator": llm.serving})
         return self.model_copy(update={"generator": llm, "serve": serve})
 
+    def with_live(self, user_config: Mapping[str, Any]) -> Settings:
+        """These with what an orchestrator's `user_config` changes of them; of `split` and LIVE, nothing else may be.
+
+        Raises SettingsError.
+        """
+        changed: dict[str, Any] = {}
+        try:
+            for group, given in user_config.items():
+                if group == "split":
+                    check_split(given, self.llms)
+                    changed[group] = given
+                    continue
+                names = list(given) if isinstance(given, Mapping) and given else [""]
+                if unknown := [f"{group}.{name}".rstrip(".") for name in names if name not in LIVE.get(group, ())]:
+                    raise SettingsError(
+                        f"{unknown[0]} does not change while a service runs; these do: {', '.join(LIVE_NAMES)}"
+                    )
+                old: BaseModel = getattr(self, group)
+                changed[group] = type(old).model_validate({**old.model_dump(), **given})
+            live = self.model_copy(update=changed)
+            live._check_sizes()
+        except ValidationError as error:
+            problems = [{**problem, "loc": (group, *problem["loc"])} for problem in error.errors()]
+            raise SettingsError("; ".join(_sentence(cast(ErrorDetails, one)) for one in problems)) from error
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        return live
+
     @property
     def uploads_dir(self) -> Path:
         """Where uploaded files wait for their jobs: absolute, links followed, and perhaps not there."""
@@ -150,6 +187,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_models(self) -> Self:
+        self._check_sizes()
+        return self
+
+    def _check_sizes(self) -> None:
         """Texts that a model would cut, or refuse, are an error of the settings, not of each request.
 
         Chunks in a language that the embedder does not understand are not meant: only their words are searched.
@@ -168,7 +209,6 @@ class Settings(BaseSettings):
                     f"to {needed}; its max_model_len ({llm.max_model_len}) has no room left for a question: "
                     "lower them or raise it"
                 )
-        return self
 
     @model_validator(mode="after")
     def _fit_names(self) -> Self:

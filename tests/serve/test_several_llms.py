@@ -62,12 +62,16 @@ def model_of(client: httpx.Client, **more: Any) -> str:
 
 
 def split(settings: Settings, *weights: str) -> tuple[str, str]:
-    """`rag split`, as an operator runs it beside the service: its exit status behind what it says, and its errors."""
+    return command(settings, "split", *weights)
+
+
+def command(settings: Settings, *words: str) -> tuple[str, str]:
+    """A command as an operator runs it beside the service: its exit status behind what it says, and its errors."""
     own = {"RAG_DATA_DIR": str(settings.data_dir), "RAG_SERVE__PORT": str(settings.serve.port)}
     # Ray, which this process drives, takes the exit status of its children: the shell says it instead.
-    command = ["sh", "-c", '"$@"; echo "exit $?"', "sh", sys.executable, "-m", "rag.cli", "split", *weights]
+    line = ["sh", "-c", '"$@"; echo "exit $?"', "sh", sys.executable, "-m", "rag.cli", *words]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=120, check=False
+        line, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=120, check=False
     )
     return done.stdout, done.stderr
 
@@ -118,6 +122,26 @@ def test_a_split_among_others_than_those_served_is_refused(client: httpx.Client,
     assert said == "exit 2\n"
     assert f"split names 'huge'; the LLMs are: {FIRST}, {CANARY}" in errors
     assert client.get("/info").json()["models"] == known
+
+
+def test_settings_change_live_beside_the_shares_and_nothing_restarts(client: httpx.Client, settings: Settings) -> None:
+    def passages() -> int:
+        explained = client.post("/ask", json={"question": PORT, "explain": True, "model": FIRST}).json()
+        return len(explained["passages"])
+
+    before, many, split_before = processes(), passages(), client.get("/info").json()["models"]["split"]
+    assert many > 1
+    assert command(settings, "set", "retrieval.top_k=1") == ("retrieval.top_k=1\nexit 0\n", "")
+    assert passages() < many
+    assert client.get("/info").json()["models"]["split"] == split_before
+    said, errors = command(settings, "set", "evidence.min_confidence=2")
+    assert said == "exit 2\n"
+    assert "less than or equal to 1" in errors
+    split(settings, f"{FIRST}=1")
+    assert passages() < many  # what was set before stays
+    assert command(settings, "set", f"retrieval.top_k={settings.retrieval.top_k}")[1] == ""
+    assert passages() == many
+    assert processes() == before
 
 
 def test_a_conversation_stays_with_one_llm(client: httpx.Client) -> None:

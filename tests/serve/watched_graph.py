@@ -10,10 +10,10 @@ import numpy as np
 from ray import cloudpickle, serve
 
 import tests.fakes
-from deployments.app import JSON_LOGS
 from deployments.embedder import Embedder
 from deployments.indexer import Indexer
 from deployments.ingress import Orchestrator, create_api
+from deployments.options import JSON_LOGS
 from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.errors import StageError

@@ -18,8 +18,8 @@ from rag.config import Settings
 from rag.errors import InputError, StageError, StoreUnavailableError
 from rag.pipeline import Steps, answer
 from rag.retrieve import SearchSteps
+from rag.serve_settings import OtherGenerator
 from rag.split import choose_llm
-from rag.step_settings import OtherGenerator
 from rag.types import GeneratedText, Usage
 from rag.wire import AskRequest
 from tests.pipeline_fakes import ScriptedLLM, WordScorer, make_search, make_settings, make_steps, raising

@@ -309,5 +309,6 @@ def test_help_comes_at_once_and_names_every_command() -> None:
     for command in main.commands:
         assert f"\n  {command} " in done.stdout
     for command in main.commands:
-        assert run(command, "-h").exit_code == 0
+        shown = run(command, "-h")
+        assert shown.exit_code == 0, shown.output
     assert run("--version").stdout.startswith("rag, version ")

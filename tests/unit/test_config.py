@@ -152,7 +152,7 @@ def test_every_wrong_setting_is_named() -> None:
             id="in_group",
         ),
         pytest.param(
-            "serve: {embedder: {cpus: 1}}", ["serve.embedder.cpus", "replicas, num_cpus, num_gpus"], id="two_levels"
+            "serve: {embedder: {cpus: 1}}", ["serve.embedder.cpus", "replicas, max_replicas"], id="two_levels"
         ),
         pytest.param(
             "reranker: {calibration: {middle: 1, midpoint: 1, slope: 1}}",

@@ -135,8 +135,8 @@ def test_what_an_answer_lacks_of_the_evidences_own_is_what_it_does_not_cite() ->
         (extracted[:1], ["Beta is here."]),
         (extracted[1:], ["Alpha is here."]),
         (extracted, []),
-        (other, ["Alpha is here."]),
-        ([*other, *extracted[:1]], []),
+        (other, ["Alpha is here.", "Beta is here."]),
+        ([*other, *extracted[:1]], ["Beta is here."]),
     ):
         answer = AnswerText()
         for sentence in written:

@@ -10,7 +10,7 @@ import pytest
 from deployments.schemas import degraded_header
 from rag.config import Settings
 from rag.errors import OverloadedError, StageError
-from rag.step_settings import OtherGenerator
+from rag.serve_settings import OtherGenerator
 from rag.types import GeneratedText, Message, Question
 from tests.pipeline_checks import answer_of
 from tests.pipeline_fakes import ScriptedLLM, make_settings, make_steps, says

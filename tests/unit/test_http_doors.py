@@ -20,7 +20,7 @@ from rag.errors import (
     StageError,
     StoreUnavailableError,
 )
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 from rag.wire import AskRequest
 from tests.error_table import ERRORS
 

@@ -41,8 +41,9 @@ RAG = {
     "events": {"types"},
     "language": set[str](),
     "profiles": set[str](),
-    "config": {"errors", "profiles", "split", "step_settings"},
+    "config": {"errors", "profiles", "serve_settings", "split", "step_settings"},
     "step_settings": {"language", "filters", "filter_language"},
+    "serve_settings": {"step_settings"},
     "split": set[str](),
     "columns": set[str](),
     "filters": {"columns"},
@@ -83,19 +84,7 @@ RAG = {
     "answer_cache": EVERY_STEP | {"cache", "clock", "events", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
     | {"answer_cache", "events", "instructions"}
-    | {
-        "clock",
-        "language",
-        "rewrite",
-        "retrieve",
-        "evidence",
-        "prompt",
-        "sentences",
-        "claims",
-        "extract",
-        "quotes",
-        "ground",
-    },
+    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
     "local_llm": {"types"},
     "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
@@ -109,7 +98,11 @@ RAG = {
     "client": {"calls", "document_wire", "retry", "wire"},
     # the command
     "mcp_server": {"client", "errors", "wire"},
-    "doctor": EVERY_STEP | {"client", "connect", "embedded_store", "evidence", "models"},
+    "findings": set[str](),
+    "check_profile": {"config", "findings", "serve_settings", "step_settings"},
+    "doctor": EVERY_STEP
+    | {"check_profile", "findings"}
+    | {"client", "connect", "embedded_store", "evidence", "models"},
     "cli_edge": {"config", "errors", "profiles"},
     "cli_batch": {"cli_edge"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
@@ -147,6 +140,7 @@ LIBRARIES = {
     "pydantic": {
         "rag.config",
         "rag.step_settings",
+        "rag.serve_settings",
         "rag.mcp_server",
         "rag.wire",
         "rag.document_wire",

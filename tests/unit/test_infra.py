@@ -20,7 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments import launch
 from rag.config import Settings, load_settings
 from rag.profiles import PROFILES
-from rag.step_settings import StageServing
+from rag.serve_settings import StageServing
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

@@ -16,7 +16,7 @@ from deployments import launch
 from deployments.app import build_app
 from deployments.proxy import BINARY_VARIABLE
 from rag.config import Settings, load_settings
-from rag.step_settings import StageServing
+from rag.serve_settings import StageServing
 from tests.k8s_manifests import (
     BUILDS,
     INGEST,

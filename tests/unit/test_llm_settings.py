@@ -9,7 +9,7 @@ import pytest
 from ray.serve._private.build_app import build_app as build_serve_app
 
 from deployments.app import build_app
-from deployments.generator import Generator, generator_options
+from deployments.generator import Generator
 from rag.config import load_settings
 from rag.errors import ModelError, SettingsError
 from rag.models import adapter_rank
@@ -80,11 +80,6 @@ def test_llms_come_from_a_file_each_with_its_own_serving(tmp_path: Path) -> None
         pytest.param(
             {"generators": [{**LARGE, "sizes": 1}]}, ["no setting generators.sizes", "model_id"], id="unknown_setting"
         ),
-        pytest.param(
-            {"serve": {"generator": {"replicas": 3, "max_replicas": 2}}},
-            ["serve.generator", "max_replicas (2)", "replicas (3)"],
-            id="bounds",
-        ),
     ],
 )
 def test_what_cannot_be_is_named_with_what_can(given: dict[str, Any], told: list[str]) -> None:
@@ -92,20 +87,6 @@ def test_what_cannot_be_is_named_with_what_can(given: dict[str, Any], told: list
         load_settings(profile="embedded", **{"generators": [LARGE], **given})
     for part in told:
         assert part in str(refused.value)
-
-
-def test_an_llm_scales_between_its_bounds_where_it_has_two() -> None:
-    fixed = load_settings(profile="embedded", serve={"generator": {"replicas": 2}})
-    assert fixed.serve.generator.num_cpus == 1
-    assert generator_options(fixed.generator, fixed.serve.generator)["num_replicas"] == 2
-    scaled = load_settings(profile="embedded", serve={"generator": {"max_replicas": 4}})
-    options = generator_options(scaled.generator, scaled.serve.generator)
-    assert "num_replicas" not in options
-    assert options["autoscaling_config"] == {
-        "min_replicas": 1,
-        "max_replicas": 4,
-        "target_ongoing_requests": scaled.generator.max_num_seqs / 2,
-    }
 
 
 def test_each_llm_is_a_deployment_of_its_own() -> None:

@@ -15,7 +15,7 @@ from deployments import metrics
 from deployments.launch import choose_metrics_port
 from deployments.metrics import TABLE, Metric
 from rag.errors import SettingsError
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"count": "counter", "observe": "histogram", "set_gauge": "gauge"}

@@ -17,7 +17,7 @@ from ray.serve._private.constants import SERVE_LOG_DEPLOYMENT, SERVE_LOG_LEVEL_N
 from deployments.ingress import create_api
 from deployments.launch import choose_metrics_port
 from rag.config import load_settings
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 from tests.k8s_manifests import K8S, ROOT, SERVICE, build, find
 from tests.known_metrics import FOREIGN, Foreign, own_metrics
 from tests.observability_files import (

@@ -17,7 +17,7 @@ from deployments.openai import ChatDoors, current_doors
 from rag.errors import OverloadedError, RagError, StageError, UnknownCollectionError
 from rag.events import Done, Event, Token
 from rag.pipeline import answer, stream_answer
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 from rag.types import Question
 from tests.pipeline_fakes import ScriptedLLM, make_settings, make_steps, says
 

@@ -19,7 +19,7 @@ from deployments.schemas import answer_body
 from deployments.sse import encode_events
 from ingest.documents import next_page
 from rag.pipeline import stream_answer
-from rag.step_settings import ServeSettings
+from rag.serve_settings import ServeSettings
 from rag.types import Answer, Question, StoredDocument
 from tests.document_doors import DOCUMENT, Doors, check_problem
 from tests.error_table import ERRORS

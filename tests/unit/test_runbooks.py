@@ -71,9 +71,10 @@ def mentions(path: Path) -> list[list[str]]:
 def parse(words: list[str]) -> None:
     """As click does before it runs a command. Raises click.ClickException."""
     command, (name, *arguments) = COMMANDS[words[0]], words
-    context = click.Context(command, info_name=name)
+    # With its own settings: click keeps the help option that a command is first asked for.
+    context = click.Context(command, info_name=name, **command.context_settings)
     while isinstance(command, click.Group):
-        context = click.Context(command, parent=context, info_name=name)
+        context = click.Context(command, parent=context, info_name=name, **command.context_settings)
         found, resolved, arguments = command.resolve_command(context, arguments)
         assert found is not None
         command, name = resolved, str(found)
