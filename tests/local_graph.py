@@ -82,9 +82,8 @@ class LocalGraph:
         handles: dict[str, Any] = {name: LocalHandle(stage) for name, stage in stages.items()}
         reader: Any = LocalHandle(Reader())
         api = create_api(settings.serve)
-        ingress: Any = serve.ingress(api)(Orchestrator)
-        orchestrator = object.__new__(ingress)
-        Orchestrator.__init__(orchestrator, settings, generators={settings.generator.model_id: reader}, **handles)
+        serve.ingress(api)(Orchestrator)  # has the routes find their replica
+        orchestrator = Orchestrator(settings, generators={settings.generator.model_id: reader}, **handles)
         # Serve's batching and the routes look there for what they belong to.
         _set_internal_replica_context(
             replica_id=ReplicaID("local", DeploymentID("Orchestrator", "rag")),
