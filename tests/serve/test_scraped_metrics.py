@@ -18,6 +18,9 @@ from deployments.launch import running_service
 from deployments.metrics import TABLE
 from rag.client import Client
 from rag.config import Settings, load_settings
+from tests.known_metrics import SCRAPED, known_metrics
+from tests.observability_files import expressions
+from tests.promql import names_in
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S
 from tests.serve.watched_graph import STRIKER, build_watched_app
 
@@ -25,6 +28,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None,
 
 LLM = "smollm2-135m-instruct"
 PORT = "Which port does the service listen on?"
+# No replica failed its health check, the LLMs are fakes, there is no GPU.
+NOT_HERE = ("ray_serve_health_check_failures_", "ray_vllm_", "ray_node_gpus_", "ray_node_gram_")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -43,17 +48,22 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def scraped(settings: Settings) -> Iterator[Samples]:
-    """All samples, after the requests of `use`."""
+def endpoint(settings: Settings) -> Iterator[str]:
+    """Where the metrics of a service are, after the requests of `use`."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_metrics_report_interval_ms", "1000")
         with running_service(settings, print, build_watched_app) as running:
             (url,) = running.metrics_urls
             assert url.endswith(f":{settings.serve.metrics_port}/metrics")
             cited = use(running.url, settings.data_dir)
-            samples = settled(url)
-            assert value(samples, "rag_sentences_total", outcome="cited") == cited
-            yield samples
+            assert value(settled(url), "rag_sentences_total", outcome="cited") == cited
+            yield url
+
+
+@pytest.fixture(scope="module")
+def scraped(endpoint: str) -> Samples:
+    """All of ours."""
+    return scrape(endpoint)
 
 
 def use(url: str, folder: Path) -> int:
@@ -115,6 +125,15 @@ def scrape(url: str) -> Samples:
     return found
 
 
+def exported(text: str) -> dict[str, set[str]]:
+    """Every name at the endpoint, with the labels that all of its samples have."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, set(sample.labels)) & set(sample.labels)
+    return found
+
+
 def value(samples: Samples, name: str, **labels: str) -> float:
     return samples.get((f"ray_{name}", frozenset(labels.items())), 0.0)
 
@@ -123,6 +142,22 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 def test_every_metric_of_the_table_is_exported(metric: Any, scraped: Samples) -> None:
     suffix = "_count" if metric.kind == "histogram" else ""
     assert any(name == f"ray_{metric.name}{suffix}" for name, _ in scraped)
+
+
+def test_what_alerts_and_panels_read_is_exported(endpoint: str) -> None:
+    read = {name for one in expressions().values() for name in names_in(one).metrics if name.startswith("ray_")}
+    wanted = {name for name in read if not name.startswith(NOT_HERE)}
+    assert len(wanted) > 30
+    found: dict[str, set[str]] = {}
+    # A node tells of itself each 5 s, and a gauge is gone two of the reports' intervals later: here 2 s, not 20.
+    for _ in range(60):
+        found |= exported(httpx.get(endpoint, timeout=10).text)
+        if wanted <= found.keys():
+            break
+        time.sleep(0.5)
+    assert wanted - found.keys() == set()
+    known = known_metrics()
+    assert {name: lacking for name in wanted if (lacking := known[name] - SCRAPED - found[name])} == {}
 
 
 def test_requests_are_counted_by_route_and_status(scraped: Samples) -> None:
