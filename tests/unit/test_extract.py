@@ -12,7 +12,9 @@ from rag.extract import beyond, extract_answer, question_relevance
 from rag.ground import AnswerText, Evidence, Grounded, lexical_similarity, plain_text, split_evidence
 from rag.sentences import split_sentences
 from rag.step_settings import GroundingSettings
-from rag.types import Chunk, Hit, Passage, Scores
+from rag.types import Chunk, Hit, Passage, Question, Scores
+from tests.pipeline_checks import answer_of
+from tests.pipeline_fakes import make_settings, make_steps, says
 
 TWO = GroundingSettings(extract_sentences=2)
 
@@ -142,3 +144,14 @@ def test_what_an_answer_lacks_of_the_evidences_own_is_what_it_does_not_cite() ->
         for sentence in written:
             answer.add(sentence)
         assert [one.text for one in beyond(extracted, answer.citations)] == lacking
+
+
+async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evidence() -> None:
+    right, second = "The service listens on port 8000.", "Another port is chosen with the option --port."
+    which = Question("Which port?")
+    given = await answer_of(which, make_steps(says(right)), make_settings("weak"))
+    assert given.answer == f"{right} [1] {second} [1]"
+    assert [citation.quote for citation in given.citations] == [right, second]
+    assert (given.answer_source, given.dropped) == ("generated", 0)
+    strong = await answer_of(which, make_steps(says(right)), make_settings("strong"))
+    assert strong.answer == f"{right} [1]"

@@ -117,16 +117,6 @@ async def test_unsupported_sentences_of_a_weak_reader_are_left_out() -> None:
     assert (given.unsupported, given.dropped) == ((), 2)
 
 
-async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evidence() -> None:
-    which = replace(PORT, text="Which port?")
-    given = await answer_of(which, make_steps(says(RIGHT)), make_settings("weak"))
-    assert given.answer == f"{RIGHT} [1] {SECOND} [1]"
-    assert [citation.quote for citation in given.citations] == [RIGHT, SECOND]
-    assert (given.answer_source, given.dropped) == ("generated", 0)
-    strong = await answer_of(which, make_steps(says(RIGHT)), make_settings("strong"))
-    assert strong.answer == f"{RIGHT} [1]"
-
-
 async def test_a_supported_sentence_beside_the_point_is_replaced_for_a_weak_reader() -> None:
     question = Question("Which port does the service listen on, and how many characters may a question have?")
     beside = "They bloom in April."

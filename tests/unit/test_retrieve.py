@@ -5,11 +5,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rag.clock import RequestClock
-from rag.config import Settings
 from rag.errors import (
     DeadlineError,
     IndexMismatchError,
@@ -21,9 +19,9 @@ from rag.errors import (
     UnknownCollectionError,
 )
 from rag.filters import Equals, Like, OneOf
-from rag.retrieve import SearchSteps, retrieve, scored_text
+from rag.retrieve import retrieve, scored_text
 from rag.step_settings import CalibrationSettings
-from rag.types import Scores, SearchResult, Span
+from rag.types import Scores, SearchResult
 from tests.pipeline_fakes import (
     DOCUMENTS,
     FINGERPRINT,
@@ -36,51 +34,7 @@ from tests.pipeline_fakes import (
     search_over,
     stored_documents,
 )
-
-QUERY = "Which port does the service listen on?"
-
-
-async def search(
-    steps: SearchSteps,
-    settings: Settings | None = None,
-    query: str = QUERY,
-    collection: str = "default",
-    **options: Any,
-) -> tuple[SearchResult, RequestClock]:
-    clock = RequestClock(30)
-    found = await retrieve(query, collection, steps, settings or make_settings(), clock, **options)
-    return found, clock
-
-
-def ids(found: SearchResult) -> list[str]:
-    return [hit.chunk.chunk_id for hit in found.hits]
-
-
-def finds(*chunk_ids: str) -> Any:
-    """A search that finds these, best first."""
-
-    async def step(_collection: str, _query: object, top_k: int, **_: object) -> SearchResult:
-        hits = tuple(make_hit(name, f"Text {name}.", score=1 / rank) for rank, name in enumerate(chunk_ids, start=1))
-        return SearchResult(hits[:top_k], "version")
-
-    return step
-
-
-class Ranking:
-    """Scores texts by a table; what it was asked is kept."""
-
-    def __init__(self, scores: dict[str, float]) -> None:
-        self._scores = scores
-        self.texts: list[str] = []
-        self.spans: list[list[Span]] = []
-        self.token_vectors: list[bytes] = []
-
-    async def __call__(
-        self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
-    ) -> list[np.ndarray]:
-        self.texts, self.spans, self.token_vectors = texts, spans, token_vectors
-        await asyncio.sleep(0)
-        return [np.array([[self._scores.get(text, 0.0)]], dtype=np.float32) for text in texts]
+from tests.search_checks import QUERY, Ranking, finds, ids, search
 
 
 async def test_hits_come_best_first_with_every_stage_s_score() -> None:
