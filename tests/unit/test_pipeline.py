@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 
-from rag.errors import (
-    IndexMismatchError,
-    ModelError,
-    OverloadedError,
-    StageError,
-)
+from rag.errors import IndexMismatchError, ModelError, OverloadedError, StageError
 from rag.events import Done, Retrieved, Token
 from rag.pipeline import ABSTENTION, answer, stream_answer
 from rag.types import GeneratedText, Message, Question, SearchResult, Usage
