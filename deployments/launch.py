@@ -179,7 +179,7 @@ def choose_metrics_port(serving: ServeSettings) -> int:
 def _set_environment(settings: Settings) -> None:
     """What Ray and its children read when they start. Paths and ports of its own let services run side by side."""
     haproxy = short_dir(settings)
-    metrics_port, stats_port = _free_ports(2)
+    metrics_port, stats_port, fallback_port, fallback_grpc_port = _free_ports(4)
     # The replicas' own HTTP ports, apart from another service's on this machine.
     first = 20000 + settings.serve.port % 400 * 100
     own = {
@@ -191,6 +191,10 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        # Where HAProxy sends questions while no orchestrator is there: by default the same for all of a machine's
+        # services, so that some of one's questions went to another's documents.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 49),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 50),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,14 @@ class LocalGraph:
             world_size=1,
         )
         return cls(settings, stages, orchestrator, api)
+
+    async def aclose(self) -> None:
+        """Ends the job that is being worked at first: its thread needs this loop and the data directory."""
+        indexer, retriever = self.stages["indexer"], self.stages["retriever"]
+        indexer.__del__()
+        await asyncio.to_thread(indexer._thread.join)
+        await retriever._store.aclose()
+        retriever._server.release()
 
     def client(self) -> httpx.AsyncClient:
         """Over ASGI, without a socket."""

@@ -50,9 +50,7 @@ async def graph(tmp_path: Path) -> AsyncIterator[LocalGraph]:
     settings = load_settings(profile="embedded", data_dir=tmp_path)
     graph = await LocalGraph.start(settings)
     yield graph
-    graph.stages["indexer"].__del__()
-    await graph.stages["retriever"]._store.aclose()
-    graph.stages["retriever"]._server.release()
+    await graph.aclose()
 
 
 async def upload(client: httpx.AsyncClient) -> str:

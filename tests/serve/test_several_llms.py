@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import httpx
 import openai
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 FIRST, CANARY = "smollm2-135m-instruct", "canary"
 PORT = "Which port does the service listen on?"
 AT_ONCE = 12
+SERVE_FALLBACK_PORT = 8500
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,42 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )
 
 
+class OtherService(BaseHTTPRequestHandler):
+    """Healthy, and knows nobody's documents."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        self._answer(404)
+
+    def _answer(self, status: int) -> None:
+        self.asked.append(self.requestline)
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """The health checks come by the second."""
+
+
+class Shared(ThreadingHTTPServer):
+    allow_reuse_port = True  # as Serve's own proxy
+
+
 @pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[httpx.Client]:
+def other_service() -> Iterator[None]:
+    """Another service of this machine, where Serve's proxies answer for orchestrators that are away by default."""
+    with Shared(("127.0.0.1", SERVE_FALLBACK_PORT), OtherService) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings, other_service: None) -> Iterator[httpx.Client]:
     with (
         running_service(settings, print, build_fake_app) as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
@@ -112,6 +149,7 @@ def test_shares_change_while_a_thousand_questions_are_asked_and_nothing_restarts
                 during += len(ask(AT_ONCE))
         assert changing.result() == (f"50.0%  {FIRST}\n50.0%  {CANARY}\nexit 0\n", "")
         assert_share(ask(450), CANARY, 0.5)
+    assert OtherService.asked == []
     assert processes() == before
     assert client.get("/info").json()["models"]["split"] == {FIRST: 50, CANARY: 50}
 

@@ -38,7 +38,8 @@ SERVICES = [name for name in BUILDS if name != INGEST]
 # Where `rag serve` keeps apart what runs beside it on one machine. In a pod of its own Ray's defaults are right; and
 # there its load balancer has to notice that a pod goes.
 ONE_MACHINE = re.compile(
-    r"RAY_SERVE_HAPROXY_(\w+_PATH|CONFIG_FILE_LOC|SERVER_STATE_\w+|\w+_PORT)|RAY_SERVE_DIRECT_INGRESS_\w+"
+    r"RAY_SERVE_HAPROXY_(\w+_PATH|CONFIG_FILE_LOC|SERVER_STATE_\w+|\w+_PORT)"
+    r"|RAY_SERVE_(DIRECT_INGRESS|FALLBACK_PROXY)_\w+"
 )
 
 
