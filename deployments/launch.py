@@ -21,17 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.proxy import BINARY_VARIABLE, script_path
+from deployments.environment import serve_environment
 from deployments.ray_session import (
     descendants_ended,
     joined_address,
     metrics_urls,
     ray_dir_of,
-    ray_environment,
     short_dir,
     start_ray,
 )
-from deployments.traces import trace_environment, tracing_config
+from deployments.traces import tracing_config
 from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
@@ -41,13 +40,6 @@ from rag.serve_settings import ServeSettings
 APP_NAME = "rag"
 WARM_UP_TIMEOUT_S = 180.0
 SLOW_PROXY = "the HTTP proxy is still starting; is this machine busy?"
-FAST_PATH = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_TCP_NODELAY": "1",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-}
-
 Say = Callable[[str], None]
 
 
@@ -85,13 +77,11 @@ def running_service(
     ray_dir = ray_dir_of(settings, "ray")
     joined = joined_address()
     metrics_port = 0 if joined else choose_metrics_port(settings.serve)
-    _set_environment(settings)
-    # Only now: Serve reads the environment when it is imported.
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
-
     steps_s: dict[str, float] = {}
-    with _chatter_to(logs / "serve.log") as tell:
+    with serve_environment(settings), _chatter_to(logs / "serve.log") as tell:
+        # Only now: Serve reads the environment when it is imported.
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         def step(name: str, sentence: str, work: Callable[[], Any]) -> Any:
             tell(lambda: say(sentence))
@@ -174,51 +164,6 @@ def choose_metrics_port(serving: ServeSettings) -> int:
             return port
     except (OSError, OverflowError):  # taken, or above 65535
         return 0
-
-
-def _set_environment(settings: Settings) -> None:
-    """What Ray and its children read when they start. Paths and ports of its own let services run side by side."""
-    haproxy = short_dir(settings)
-    metrics_port, stats_port, fallback_port, fallback_grpc_port = _free_ports(4)
-    # The replicas' own HTTP ports, apart from another service's on this machine.
-    first = 20000 + settings.serve.port % 400 * 100
-    own = {
-        BINARY_VARIABLE: str(script_path()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-        # Where HAProxy sends questions while no orchestrator is there: by default the same for all of a machine's
-        # services, so that some of one's questions went to another's documents.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 49),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 50),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 99),
-        # Nobody balances load over a single machine's replicas from outside, so nobody has to notice that they go.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # A busy machine starts the proxy slowly. By default Serve kills it after three checks of 5 s, which ends the
-        # start, and HAProxy itself after 30 s.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "120",
-        # Every line at once: what a killed replica had kept back is what one wants to read.
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    }
-    fast_path = FAST_PATH if settings.serve.fast_path else {}
-    for name, value in {**ray_environment(settings), **own, **trace_environment(settings.trace), **fast_path}.items():
-        os.environ.setdefault(name, value)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _start_serve(settings: Settings, say_slow: Callable[[], None]) -> None:

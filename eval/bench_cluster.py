@@ -6,7 +6,6 @@ Its ports are free ones and its files in a folder of its own, so that it runs be
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import psutil
 import yaml
 
 from eval.bench_service import HOST, BenchError, kill_tree, tail, with_variables
+from eval.ports import free_ports
 
 RAY, SERVE = (str(Path(sys.executable).with_name(name)) for name in ("ray", "serve"))
 START_S, DEPLOY_S = 120.0, 600.0
@@ -169,7 +169,7 @@ def started_cluster(
     folder: Path, variables: Mapping[str, str], *, cpus: float, resources: Mapping[str, float] | None = None
 ) -> Iterator[Cluster]:
     """A head node; every node ends with the block. Raises BenchError when it does not start."""
-    gcs, dashboard, port, client, metrics, stats = _free_ports(6)
+    gcs, dashboard, port, client, metrics, stats = free_ports(6)
     first = 20000 + port % 400 * 100
     own = {
         "RAY_AUTH_MODE": "disabled",  # every port is this machine's alone
@@ -220,19 +220,11 @@ def started_cluster(
 
 
 def _agent_ports() -> list[str]:
-    listen, grpc, runtime, metrics = _free_ports(4)
+    listen, grpc, runtime, metrics = free_ports(4)
     return [
         *("--dashboard-agent-listen-port", str(listen), "--dashboard-agent-grpc-port", str(grpc)),
         *("--runtime-env-agent-port", str(runtime), "--metrics-export-port", str(metrics)),
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _json(resources: Mapping[str, float]) -> str:

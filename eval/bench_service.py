@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from eval.ports import free_ports
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
@@ -45,8 +46,7 @@ def with_variables(variables: dict[str, str], command: list[str]) -> list[str]:
 @contextmanager
 def started_service(variables: dict[str, str], log: Path) -> Iterator[Started]:
     """Starts `rag serve`, yields when it is ready, stops it with SIGINT. Raises BenchError when it does not start."""
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = with_variables(variables, [RAG, "serve", "--host", HOST, "--port", str(port)])
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

@@ -6,7 +6,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from deployments.launch import FAST_PATH
+from deployments.environment import FAST_PATH
 
 # Serve reads these when it is imported, which the collection of the tests already does.
 os.environ.update(FAST_PATH)

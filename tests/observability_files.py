@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from eval.promql import Named, names_in
 from tests.k8s_manifests import ROOT
 from tests.known_metrics import known_metrics
-from tests.promql import Named, names_in
 
 FOLDER = ROOT / "infra" / "observability"
 RULE_FILES = ("recording.yaml", "alerts.yaml")

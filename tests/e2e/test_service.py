@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from huggingface_hub import InferenceClient
 from mcp import Client, StdioServerParameters, stdio_client
 
 from eval.citations import document_text, faults
+from eval.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "examples" / "corpus"
@@ -95,8 +95,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data = tmp_path_factory.mktemp("data with 빈칸")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     environment = {**os.environ, **PATIENT, "RAG_DATA_DIR": str(data)}
     log = data / "stderr.txt"
     with log.open("w") as stderr:

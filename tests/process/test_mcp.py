@@ -15,6 +15,7 @@ import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from eval.ports import free_ports
 from tests.http_fake import Reply, answered, citation, found, hit, problem, reply, serving
 
 RAG = str(Path(sys.executable).with_name("rag"))
@@ -91,8 +92,7 @@ def test_over_http_until_it_is_interrupted() -> None:
         async with Client(streamable_http_client(f"http://127.0.0.1:{port}/mcp")) as client:
             return await client.call_tool("ask", {"question": "Which port?"})
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with serving(ask=reply(ANSWER)) as service:
         command = [RAG, "mcp", "--url", service.url, "--http", "--port", str(port)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -39,10 +39,10 @@ def test_the_reading_child_starts_no_thread_and_loads_no_numpy() -> None:
 def test_serve_gives_up_its_proxy_no_sooner_than_its_wait_for_it() -> None:
     """With Serve's own limits a start on a machine busy with other work ended with a proxy killed after 15 s."""
     code = (
-        "from deployments.launch import _set_environment\n"
+        "from deployments.environment import serve_environment\n"
         "from rag.config import load_settings\n"
-        "_set_environment(load_settings(profile='embedded'))\n"
-        "from ray.serve._private import constants as c\n"
+        "with serve_environment(load_settings(profile='embedded')):\n"
+        "    from ray.serve._private import constants as c\n"
         "checks_s = c.PROXY_READY_CHECK_TIMEOUT_S * c.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD\n"
         "print(checks_s, c.RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S, c.HTTP_PROXY_TIMEOUT)"
     )

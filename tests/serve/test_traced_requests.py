@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from deployments.launch import running_service
 from deployments.ray_session import ray_dir_of
+from eval.ports import free_ports
 from rag.client import Client
 from rag.config import Settings, load_settings
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S
@@ -37,8 +37,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     return load_settings(
         profile="embedded",
         data_dir=tmp_path_factory.mktemp("traced"),

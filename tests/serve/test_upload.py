@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from reportlab.pdfgen.canvas import Canvas
 
 from deployments.launch import running_service
+from eval.ports import free_ports
 from rag.client import Client
 from rag.config import Settings, load_settings
 from rag.problems import RefusedError
@@ -36,8 +36,7 @@ BUFFERED = 64_000_000
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     return load_settings(
         profile="embedded",
         data_dir=tmp_path_factory.mktemp("serve"),

@@ -171,7 +171,7 @@ LIBRARIES = {
 SLOW = {"ray", "vllm", "torch", "transformers", "sentence_transformers", "kiwipiepy"}
 # The environment is read here and nowhere else.
 ENVIRONMENT = {
-    *("rag.config", "deployments.launch", "deployments.ray_session"),
+    *("rag.config", "deployments.environment", "deployments.ray_session"),
     *("deployments.proxy", "deployments.trace_export"),  # started by others, without the settings
 }
 

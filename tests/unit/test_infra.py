@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from deployments import launch
+from deployments.environment import FAST_PATH
 from rag.config import Settings, load_settings
 from rag.profiles import PROFILES
 from rag.serve_settings import StageServing
@@ -112,7 +113,7 @@ class TestServeFile:
 
     def test_it_names_the_variables_of_the_fast_path(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
-        assert [name for name, value in launch.FAST_PATH.items() if f"{name}={value}" not in text] == []
+        assert [name for name, value in FAST_PATH.items() if f"{name}={value}" not in text] == []
 
 
 def test_the_gpu_profile_fits_one_gpu() -> None:

@@ -12,8 +12,8 @@ import yaml
 from ray.scripts.scripts import drain_node
 from ray.serve._private.build_app import build_app as build_serve_app
 
-from deployments import launch
 from deployments.app import build_app
+from deployments.environment import FAST_PATH, serve_environment
 from deployments.proxy import BINARY_VARIABLE
 from rag.config import Settings, load_settings
 from rag.serve_settings import StageServing
@@ -86,9 +86,9 @@ def test_every_ray_container_starts_as_rag_serve_starts_ray(name: str, monkeypat
     settings = load_settings(profile="gpu")
     with monkeypatch.context() as apart:
         apart.setattr(os, "environ", {})
-        launch._set_environment(settings)
-        wanted = {key: value for key, value in os.environ.items() if not ONE_MACHINE.fullmatch(key)}
-    assert launch.FAST_PATH.items() <= wanted.items()
+        with serve_environment(settings):
+            wanted = {key: value for key, value in os.environ.items() if not ONE_MACHINE.fullmatch(key)}
+    assert FAST_PATH.items() <= wanted.items()
     containers = ray_containers(manifests)
     assert len(containers) == (6 if name == INGEST else 3)
     for container in containers:

@@ -16,6 +16,7 @@ from ray.serve._private.constants import SERVE_LOG_DEPLOYMENT, SERVE_LOG_LEVEL_N
 
 from deployments.ingress import create_api
 from deployments.launch import choose_metrics_port
+from eval.promql import names_in
 from rag.config import load_settings
 from rag.serve_settings import ServeSettings
 from tests.k8s_manifests import K8S, ROOT, SERVICE, build, find
@@ -31,7 +32,7 @@ from tests.observability_files import (
     recorded,
     rules,
 )
-from tests.promql import check_expressions, names_in, promtool
+from tests.promql import check_expressions, promtool
 
 RUNBOOKS = ROOT / "infra" / "runbooks"
 TESTS = sorted((FOLDER / "tests").glob("*.yaml"))
