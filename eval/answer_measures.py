@@ -70,6 +70,7 @@ def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written
     abstained           answerable questions without an answer
     refused             unanswerable questions without an answer
     wrong_of_answered   of all answers, those that hold no gold phrase
+    wrong_of_answerable the same of the answers to answerable questions
     citation_precision  of the quotes cited for answerable questions, those that hold a gold phrase
     citation_recall     of the sentences that hold a gold phrase which a passage holds too, those for which a quote is
                         cited that holds one
@@ -95,6 +96,9 @@ def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written
         "abstained": _share(given.answer is None for _, given in asked),
         "refused": _share(given.answer is None for given in without),
         "wrong_of_answered": _share(not one for one in answered),
+        "wrong_of_answerable": _share(
+            not one for one, (_, given) in zip(right, asked, strict=True) if given.answer is not None
+        ),
         "citation_precision": _share(iter(cited)),
         "citation_recall": _share(iter(backed)),
         "quote_chars": median(lengths) if lengths else None,

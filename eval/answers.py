@@ -283,7 +283,7 @@ def format_answers(report: dict[str, Any]) -> str:
     machine, settings = report["hardware"], report["settings"]
     header = (
         "set", "language", "documents", "way", "with / without answer", "right (95 %)", "abstained",
-        "wrong of answered", "refused", "citation precision", "recall", "quote chars",
+        "wrong of answered", "with answer", "refused", "citation precision", "recall", "quote chars",
         "right / made up", "unsupported AUROC (95 %)", "by length", "supported: right", "made up",
     )  # fmt: skip
     rows = []
@@ -295,7 +295,7 @@ def format_answers(report: dict[str, Any]) -> str:
                 *(one[name] for name in ("set", "language", "documents", "way")),
                 asked,
                 _interval(one.get("right")),
-                *(one.get(name) for name in ("abstained", "wrong_of_answered", "refused")),
+                *(one.get(name) for name in ("abstained", "wrong_of_answered", "wrong_of_answerable", "refused")),
                 *(one.get(name) for name in ("citation_precision", "citation_recall", "quote_chars")),
                 judged,
                 _interval(one.get("unsupported_auroc")),

@@ -57,6 +57,7 @@ def test_what_is_counted_of_five_answers() -> None:
     assert found["right"]["mean"] == 0.5
     assert (found["abstained"], found["refused"]) == (0.25, 0.5)
     assert found["wrong_of_answered"] == 0.5  # of four, 9000 and the zebra
+    assert found["wrong_of_answerable"] == pytest.approx(1 / 3)
     assert found["citation_precision"] == 0.5  # of four quotes cited for questions with an answer
     assert found["citation_recall"] == 0.5
     assert found["quote_chars"] == 9
@@ -177,9 +178,10 @@ def test_the_table_has_a_line_for_each_set_and_way() -> None:
         ],
     }
     *_, served, grounded = format_answers(report).splitlines()
-    cells = ["ports", "latin", "4", "served", "1", "/", "1", "1.000", "(1.000-1.000)", "0", "0", "1", "1", "1", "33"]
+    asked = ["ports", "latin", "4", "served", "1", "/", "1", "1.000", "(1.000-1.000)", "0"]
+    cells = [*asked, "0", "0", "1", "1", "1", "33"]
     assert served.split() == [*cells, "-", "-", "-", "-", "-"]
-    assert grounded.split()[4:] == ["-"] * 8 + ["3", "/", "4", "0.750", "(0.500-1.000)", "0.5", "1", "0.25"]
+    assert grounded.split()[4:] == ["-"] * 9 + ["3", "/", "4", "0.750", "(0.500-1.000)", "0.5", "1", "0.25"]
 
 
 def test_a_set_without_answers_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
