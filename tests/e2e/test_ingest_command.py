@@ -100,6 +100,7 @@ def test_the_command_killed_and_run_again_ends_as_if_it_had_been_left_alone(calm
     assert again["documents"]["unchanged"] == DOCUMENTS + 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_over_ray_data_the_rows_are_the_same_also_after_a_kill(calm: Ingested) -> None:
     over_ray = {"RAG_INGEST__RAY_DOCUMENTS": "1"}
