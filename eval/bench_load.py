@@ -51,7 +51,7 @@ async def steady_load(url: str, clients: int, body: Body) -> AsyncIterator[Stead
             try:
                 answer = await connection.post_json(path, asked)
             except RequestError as error:
-                found.failed[str(error)] += 1
+                found.failed[f"{error} {error.detail}".strip()] += 1
                 await asyncio.sleep(0.2)  # a refusal is answered at once: not to be asked a thousand times
                 continue
             now = time.perf_counter()

@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """A request failed; the text is the reason under which it is counted."""
+    """A request failed; the text is the reason under which it is counted, `detail` what the service said besides."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,9 @@ class Connection:
                 await writer.drain()
                 status, headers = await _read_head(reader)
                 if status != 200:
-                    raise RequestError(f"HTTP {status}")
+                    said: list[bytes] = []
+                    await _read_body(reader, headers, said.append)
+                    raise RequestError(f"HTTP {status}", _detail(b"".join(said)))
                 await _read_body(reader, headers, take)
                 complete = headers.get("connection", "").lower() != "close"
         except TimeoutError as error:
@@ -179,6 +185,14 @@ class Connection:
         if body is not None:
             lines += ["Content-Type: application/json", f"Content-Length: {len(payload)}"]
         return "\r\n".join([*lines, "", ""]).encode("ascii") + payload
+
+
+def _detail(body: bytes) -> str:
+    """Of a problem its `detail`; of anything else its beginning."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

@@ -65,7 +65,8 @@ class Server:
             await self.send_events(path, writer)
             return path == "/events"
         else:
-            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            problem = json.dumps({"title": "Not found", "detail": f"no {path}"}).encode()
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(problem), problem))
         await writer.drain()
         return True
 
@@ -213,6 +214,7 @@ class TestConnection:
         with pytest.raises(RequestError) as caught:
             await connection.post_for_events(path, {})
         assert str(caught.value) == reason
+        assert caught.value.detail == ("no /nothing" if path == "/nothing" else "")
         if path != "/error-event":  # a whole response: the connection is as good as before
             assert await connection.post_json("/echo", {"a": 1}) == {"a": 1}
         connection.close()
