@@ -75,7 +75,8 @@ RAG = {
     "claims": {"quantities"},
     "quotes": {"types", "claims", "instructions"},
     "refusal": {"quotes"},
-    "extract": EVERY_STEP | {"language", "quotes"},
+    "answer_kind": {"claims"},
+    "extract": EVERY_STEP | {"answer_kind", "language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
