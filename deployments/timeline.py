@@ -15,6 +15,7 @@ _ENDED = re.compile(r"(?P<kind>[A-Z]+) (?P<name>\S+) (?P<status>\S+) (?P<ms>[\d.
 _FACTS = ("outcome", "answer_source", "reason", "model", "cached", "confidence", "collection", "index_version", "usage")
 # Lines further apart than this belong to two requests with the same id, such as one and its retry.
 APART_MS = 1000.0
+_BAR_CHARS = 30
 _LEVELS = ("WARNING", "ERROR", "CRITICAL")
 
 
@@ -93,6 +94,33 @@ def timelines(lines: Sequence[Mapping[str, Any]]) -> list[Timeline]:
         if line["levelname"] in _LEVELS:
             request.warned.append(Warned(_at_ms(line), _replica(line), line.get("stage"), line["message"]))
     return [_timeline(request) for request in requests]
+
+
+def table(found: Timeline) -> Iterator[str]:
+    """The lines that a person reads; `~` is before the start of a stage, which the log does not have."""
+    facts = ", ".join(f"{name} {value}" for name, value in found.facts.items() if name != "usage")
+    yield facts or "no outcome in the log: the question has not ended, or its orchestrator's replica was killed"
+    yield ""
+    yield f"{'start ms':>11}  {'took ms':>10}  {'what':26}  replica"
+    for one in found.intervals:
+        start = f"{'~' if one.kind == 'stage' else ''}{one.start_ms:,.1f}"
+        name = f"  {one.name}()" if one.kind == "call" else one.name
+        what = name if one.status in (None, "OK") else f"{name} {one.status}"
+        bar = _bar(one.start_ms, one.duration_ms, found.duration_ms)
+        yield f"{start:>11}  {one.duration_ms:>10,.1f}  {what:26}  {one.replica:32}  {bar}"
+    told: set[str] = set()
+    for left_out in found.left_out:
+        told.update(left_out.reasons)
+        yield f"left out: {left_out.stage}: {'; '.join(left_out.reasons) or 'no line of the log says why'}"
+    for warned in found.warnings:
+        if warned.message not in told:
+            yield f"at {warned.at_ms:,.1f} ms, {warned.replica}: {warned.message}"
+
+
+def _bar(start_ms: float, duration_ms: float, whole_ms: float) -> str:
+    scale = _BAR_CHARS / whole_ms if whole_ms else 0.0
+    before = min(int(start_ms * scale), _BAR_CHARS - 1)
+    return " " * before + "█" * max(1, min(round(duration_ms * scale), _BAR_CHARS - before))
 
 
 def _timeline(request: _Request) -> Timeline:
