@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from deployments.metrics import NOT_STAGES
+from rag.clock import NOT_STAGES
 
 # What Serve writes when a call or an HTTP request ends: `CALL embed OK 170.3ms`, `POST /ask 200 497.0ms`.
 _ENDED = re.compile(r"(?P<kind>[A-Z]+) (?P<name>\S+) (?P<status>\S+) (?P<ms>[\d.]+)ms")
