@@ -52,5 +52,5 @@ eval: setup ## the evaluations; reports under build/; retrieval where DATA holds
 	@if [ -f "$(KOREAN)" ]; then .venv/bin/rag eval retrieval "$(KOREAN)" --out build/eval/korean; fi
 
 lock:  ## resolve infra/locks/cpu.lock anew (needs uv; torch 2.13.0+cpu on an index or in UV_FIND_LINKS)
-	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --extra ocr --python-version 3.11 \
+	uv pip compile pyproject.toml --extra cpu --extra eval --extra dev --extra ocr --extra profile --python-version 3.11 \
 	  --override infra/locks/overrides.txt --generate-hashes --no-header --no-emit-find-links -o infra/locks/cpu.lock

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from rag.clock import NOT_STAGES
 from rag.types import Answer, Usage
 
 logger = logging.getLogger("ray.serve")
 
 MAX_COLLECTIONS = 100  # whose index versions are told by a process: whoever may upload makes collections
-NOT_STAGES = ("ttft", "total")  # in an answer's timings, but no stage's
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 _TEXTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)

@@ -16,6 +16,7 @@ from rag.cli_batch import ask_batch
 from rag.cli_documents import collections, documents
 from rag.cli_edge import edge, filter_option, find_url, print_json, read_settings, say, settings_options, url_option
 from rag.cli_eval import evaluation
+from rag.cli_observe import profile_memory, trace
 from rag.wire import AnswerBody, DoneEvent, TokenEvent
 
 
@@ -289,6 +290,8 @@ main.add_command(ask_batch)
 main.add_command(documents)
 main.add_command(collections)
 main.add_command(evaluation)
+main.add_command(trace)
+main.add_command(profile_memory)
 
 
 @main.command()

@@ -14,6 +14,7 @@ from rag.types import Stage
 T = TypeVar("T")
 TraceStage = Callable[[str, float], None]  # a stage that has just ended, and its seconds
 
+NOT_STAGES = ("ttft", "total")  # in a request's timings, but no stage's
 # An optional stage never takes all the time that is left: the answer still has to be made without it.
 OPTIONAL_SHARE = 0.8
 

