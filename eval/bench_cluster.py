@@ -169,8 +169,8 @@ def started_cluster(
     folder: Path, variables: Mapping[str, str], *, cpus: float, resources: Mapping[str, float] | None = None
 ) -> Iterator[Cluster]:
     """A head node; every node ends with the block. Raises BenchError when it does not start."""
-    gcs, dashboard, port, client, metrics, stats = free_ports(6)
-    first = 20000 + port % 400 * 100
+    gcs, dashboard, port, client, metrics, stats, fallback, fallback_grpc = free_ports(8)
+    first = 20000 + port % 127 * 100
     own = {
         "RAY_AUTH_MODE": "disabled",  # every port is this machine's alone
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -182,6 +182,8 @@ def started_cluster(
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 49),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 50),
