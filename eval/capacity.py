@@ -12,6 +12,8 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,13 +134,43 @@ def plan_stage(name: str, times: StageTimes, demand: Demand) -> StagePlan:
     )
 
 
+def pack_gpus(replicas: Sequence[tuple[float, int]]) -> int:
+    """GPUs for so many replicas of each share, none of which is cut in two: best fit, the largest first.
+
+    Whole GPUs for shares of 1 and above. Source: best-fit decreasing (Johnson, Near-optimal bin packing, 1973).
+    """
+    free: Counter[int] = Counter()  # thousandths of a GPU -> GPUs that have them
+    count = 0
+    for share, left in sorted(replicas, reverse=True):
+        wanted = round(share * 1000)
+        if not wanted:
+            continue
+        if wanted >= 1000:
+            count += left * math.ceil(wanted / 1000)
+            continue
+        for room in sorted(one for one in free if one >= wanted):
+            used, each = min(free[room], left), room // wanted
+            used = min(used, math.ceil(left / each))
+            placed = min(left, used * each)
+            free[room] -= used
+            full, rest = divmod(placed, each)
+            free[room - each * wanted] += full
+            free[room - rest * wanted] += bool(rest)
+            left -= placed
+        full, rest = divmod(left, 1000 // wanted)
+        count += full + bool(rest)
+        free[1000 - 1000 // wanted * wanted] += full
+        free[1000 - rest * wanted] += bool(rest)
+    return count
+
+
 def plan(demand: Demand, times: ServiceTimes, prices: Prices | None = None) -> Plan:
     """Everything together."""
     stages = tuple(plan_stage(name, one, demand) for name, one in times.stages.items())
     index = plan_index(demand.chunks, demand.questions_per_s * times.searches, demand.utilisation, times.index)
     cores = sum(one.cores for one in stages) + index.query_nodes * times.index.node_cores
     memory_gib = sum(one.memory_gib for one in stages) + index.query_nodes * times.index.node_gib
-    gpus = math.ceil(round(sum(one.gpus for one in stages), 6))
+    gpus = pack_gpus([(times.stages[one.stage].replica_gpus, one.replicas) for one in stages])
     disk_gib = index.disk_bytes / GIB
     cost = None
     if prices is not None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -25,12 +25,14 @@ from random import Random
 from statistics import mean
 from typing import Any
 
-from eval.bench import run_raw
+import psutil
+
+from eval.bench import run_raw, work_folder
 from eval.bench_http import MANY, read_questions, say
 from eval.bench_load import Body, asks, searches
 from eval.bench_service import BenchError, ingest, started_service
 from eval.bench_tables import format_table
-from eval.hardware import cpu_by_group, describe_machine, git_commit
+from eval.hardware import TreeUse, cpu_by_group, describe_machine, git_commit
 from eval.load import Connection, Load, run_load
 from eval.queueing import Branch, Phase, Simulated, Station, Visit, simulate_closed
 from rag.errors import RagError
@@ -39,7 +41,6 @@ TOLERANCE = 0.15
 BATCHES = (1, 2, 4, 8)
 CLIENTS = {"search": (2, 4, 8, 16), "ask": (2, 4, 8)}
 SIMULATED = 3000  # requests
-IDLE_S = 10.0
 # Every replica of the check has one thread for its model: a second one would spin while it waits for the first.
 VARIABLES = {
     "RAG_CACHE__EMBEDDINGS": "0",
@@ -75,6 +76,7 @@ class Fit:
     idle_cores: float
     latencies_s: list[float]
     tokens: list[int]
+    other_cores: float = 0.0  # what was busy for somebody else meanwhile
 
 
 def fit_line(points: Sequence[tuple[int, float]]) -> Line:
@@ -133,6 +135,27 @@ class Model:
             "idle_cores": round(self._fit.idle_cores, 3),
         }
 
+    def service_times(self, memory_mib: Mapping[str, float]) -> dict[str, Any]:
+        """One client's figures as eval.capacity reads them (--service-times); memory by group of processes."""
+        cpu_s, tokens = self._fit.cpu_s, mean(self._fit.tokens)
+        outside = sum(cpu_s.get(name, 0.0) for name in ("HAProxy", "Ray", "Orchestrator"))
+        embedding_s = cpu_s["Embedder"] - self._embed.fixed_s
+        stages: dict[str, dict[str, Any]] = {
+            "orchestrator": {"call_s": outside},
+            "embedder": {"call_s": embedding_s, "fixed_s": self._embed.fixed_s, "max_batch": BATCHES[-1]},
+            "retriever": {"call_s": cpu_s["Retriever"]},
+            "reranker": {"call_s": cpu_s["Reranker"], "wanted": "new"},
+        }
+        if tokens:
+            reading_s = (cpu_s["vLLM engine"] + cpu_s["Generator"]) / tokens - self._decode.fixed_s
+            stages["generator"] = {"call_s": reading_s, "fixed_s": self._decode.fixed_s, "max_batch": BATCHES[-1]}
+            stages["generator"] |= {"calls": tokens, "wanted": "generated"}
+        for name, stage in stages.items():
+            engine = memory_mib.get("vLLM engine", 0.0) if name == "generator" else 0.0
+            stage["replica_gib"] = round((memory_mib.get(name.capitalize(), 0.0) + engine) / 1024, 2)
+            stage |= {key: float(f"{one:.3g}") for key, one in stage.items() if isinstance(one, float)}
+        return {"stages": stages}
+
     def run(self, clients: int) -> Simulated:
         """A closed loop of so many clients."""
         cores = len(self._speeds)
@@ -163,8 +186,6 @@ class Model:
 
 def measure_speeds(seconds: float = 2.0) -> list[float]:
     """What 1, 2, ... processes that only compute do together, beside what one does alone."""
-    import psutil
-
     cores = len(psutil.Process().cpu_affinity() or [0])
     done = []
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
@@ -194,7 +215,7 @@ def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line,
     runs = [{"concurrency": size, "requests": 4 * size} for size in BATCHES]
     asked = {"prompts": prompts, "runs": runs, "limit_s": 40, "max_tokens": 32, "warm_up_tokens": 4}
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-    written = run_raw("generate", asked, settings | {"HF_HUB_OFFLINE": "1"}, work)["runs"]
+    written = run_raw("generate", asked, environment | settings | {"HF_HUB_OFFLINE": "1"}, work)["runs"]
     decode = fit_line([(one["concurrency"], one["concurrency"] / one["output_tokens_per_s"]) for one in written])
     return embed, decode, {"embed": calls, "decode": written}
 
@@ -225,23 +246,36 @@ async def load(url: str, clients: int, body: Body, seconds: float, first: int) -
 async def fit_one_client(url: str, pid: int, body: Body, seconds: float) -> Fit:
     """CPU time by group of processes: while nothing is asked, and while one client asks."""
     await load(url, 1, body, seconds / 3, 0)
-    idle, began = cpu_by_group(pid), time.perf_counter()
-    await asyncio.sleep(IDLE_S)
-    idle_rate = {
-        name: (spent - idle[name]) / (time.perf_counter() - began) for name, spent in cpu_by_group(pid).items()
-    }
-    before, own = cpu_by_group(pid), time.process_time()
-    found = await load(url, 1, body, seconds, 1_000_000)
-    own = time.process_time() - own
-    after = cpu_by_group(pid)
-    count = len(found.results)
-    spent = {name: after[name] - before[name] - idle_rate.get(name, 0.0) * found.seconds for name in after}
+    idle = cpu_by_group(pid)
+    await asyncio.sleep(seconds / 2)
+    idle_rate = {name: 2 * (spent - idle.get(name, 0.0)) / seconds for name, spent in cpu_by_group(pid).items()}
+    found, spent, other = await watched_load(url, pid, 1, body, seconds, 1_000_000)
+    cpu_s = {name: (one - idle_rate.get(name, 0.0) * found.seconds) / len(found.results) for name, one in spent.items()}
     return Fit(
-        {"client": own / count, **{name: max(one, 0.0) / count for name, one in spent.items()}},
+        {name: max(one, 0.0) for name, one in cpu_s.items()},
         sum(idle_rate.values()),
         [latency / 1000 for latency in found.latencies_ms],
         [one.get("usage", {}).get("completion_tokens", 0) for one in found.results],
+        other,
     )
+
+
+async def watched_load(
+    url: str, pid: int, clients: int, body: Body, seconds: float, first: int
+) -> tuple[Load[dict[str, Any]], dict[str, float], float]:
+    """A load, the CPU seconds that each group of processes and the client had in it, and the cores that were busy for
+    somebody else: a machine that is not alone is another machine."""
+    before, own, busy = cpu_by_group(pid), time.process_time(), _busy_s()
+    found = await load(url, clients, body, seconds, first)
+    after = cpu_by_group(pid)
+    spent = {"client": time.process_time() - own, **{name: after[name] - before.get(name, 0.0) for name in after}}
+    return found, spent, max(_busy_s() - busy - sum(spent.values()), 0.0) / found.seconds
+
+
+def _busy_s() -> float:
+    """CPU seconds that this machine has worked since it started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def run(folder: Path, questions: list[str], route: str, seconds: float, work: Path) -> dict[str, Any]:
@@ -261,11 +295,13 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
         rows = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
-            before = cpu_by_group(service.pid)
-            found = asyncio.run(load(service.url, clients, body, seconds, clients * 10_000_000))
-            spent = cpu_by_group(service.pid)
-            cpu_ms = {name: round(1000 * (spent[name] - before[name]) / len(found.results), 2) for name in spent}
-            rows.append({**compare(clients, predicted[clients], found), "cpu_ms_a_request": cpu_ms})
+            first = clients * 10_000_000
+            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, seconds, first))
+            cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
+            row = compare(clients, predicted[clients], found)
+            rows.append({**row, "other_cores": round(other, 3), "cpu_ms_a_request": cpu_ms})
+        with TreeUse(service.pid) as memory:
+            time.sleep(1)
         say("stopping")
     return {
         "commit": git_commit(),
@@ -278,9 +314,14 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
             "requests": len(fit.latencies_s),
             "mean_ms": round(1000 * mean(fit.latencies_s), 2),
             "tokens": round(mean(fit.tokens), 2),
+            "other_cores": round(fit.other_cores, 3),
             "cpu_ms_a_request": {name: round(1000 * one, 3) for name, one in fit.cpu_s.items()},
         },
         "model": model.described,
+        "service_times": {
+            "source": f"one client of /{route}, {describe_machine()['cpu_model']}",
+            **model.service_times(memory.summary()["pss_at_peak_by_group_mib"]),
+        },
         "curve": rows,
         "ok": all(abs(row["ratio"] - 1) <= TOLERANCE for row in rows),
     }
@@ -310,8 +351,6 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """Prints the table and the JSON document."""
-    from eval.bench import work_folder
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="documents to ingest")
     parser.add_argument("questions", type=Path, help="a file of questions about them, one a line")

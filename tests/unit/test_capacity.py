@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from eval import capacity
-from eval.capacity import Demand, Prices, ServiceTimes, StageTimes, estimate_gpu, plan, plan_stage, read_times
+from eval.capacity import (
+    Demand,
+    Prices,
+    ServiceTimes,
+    StageTimes,
+    estimate_gpu,
+    pack_gpus,
+    plan,
+    plan_stage,
+    read_times,
+)
 from eval.capacity_check import Fit, Line, Model, fit_line, within
 from eval.capacity_gpu import GPUS, QWEN3_8B, decode_line, read_s, sequences
 from eval.capacity_index import GIB, IndexSettings, choose_index, index_bytes, plan_index
@@ -66,6 +76,24 @@ def test_everything_is_summed_and_priced() -> None:
     # 1 of a; 1 / 0.7 -> 2 of b, which are one GPU; one query node.
     assert (found.cores, found.gpus, found.memory_gib, found.disk_gib) == (3 + 8, 1, 2 + 8 + 32, 0)
     assert found.cost_per_month == pytest.approx((11 + 4.2 + 10) * 730)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpus"),
+    [
+        ([(0.7, 1), (0.2, 1), (0.1, 1)], 1),
+        ([(0.7, 3), (0.2, 3), (0.1, 3)], 3),
+        ([(0.7, 5)], 5),  # 3.5 in sum, but none is cut
+        ([(0.7, 2), (0.2, 6)], 3),  # one beside each large one, five on the third
+        ([(0.7, 2), (0.2, 7)], 3),
+        ([(0.7, 2), (0.2, 8)], 4),
+        ([(0.1, 3), (0.3, 2)], 1),
+        ([(2.0, 3), (0.0, 9)], 6),
+        ([(0.3, 4)], 2),
+    ],
+)
+def test_no_replica_is_cut_in_two(replicas: list[tuple[float, int]], gpus: int) -> None:
+    assert pack_gpus(replicas) == gpus
 
 
 @pytest.mark.parametrize("profile", ["embedded", "gpu"])
@@ -212,6 +240,18 @@ def test_the_model_gives_one_client_back_and_shares_the_cores() -> None:
     # 30 ms of CPU a request and no saving by batches: two cores do at most 66.7 a second.
     assert 0.9 * 2 / 0.030 < model.run(16).per_s < 2 / 0.030 * 1.01
     assert model.run(2).per_s < model.run(4).per_s <= model.run(16).per_s * 1.01
+
+
+def test_one_clients_figures_are_service_times() -> None:
+    names = ("Orchestrator", "Embedder", "Retriever", "Reranker", "Generator", "vLLM engine")
+    fit = Fit(dict.fromkeys(names, 0.1), 0.0, [0.6, 0.6], [10, 0])
+    model = Model("ask", fit, Line(0.02, 0.03), Line(0.005, 0.005), [1.0, 2.0])
+    found = ServiceTimes.model_validate({**model.service_times(dict.fromkeys(names, 512.0)), "source": "by hand"})
+    embedder, generator = found.stages["embedder"], found.stages["generator"]
+    assert (embedder.fixed_s, embedder.call_s, embedder.replica_gib) == (0.02, 0.08, 0.5)
+    assert (generator.calls, generator.fixed_s, generator.replica_gib) == (5, 0.005, 1.0)
+    assert generator.calls * (generator.fixed_s + generator.call_s) == pytest.approx(0.2)  # engine and replica
+    assert found.stages["orchestrator"].call_s == 0.1
 
 
 def test_the_llm_decodes_together() -> None:
