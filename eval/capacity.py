@@ -21,7 +21,16 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from eval.bench_tables import format_table
-from eval.capacity_gpu import BGE_M3_PARAMETERS, QWEN3_8B, decode_line, gpu_named, read_s, sequences
+from eval.capacity_gpu import (
+    BGE_M3_PARAMETERS,
+    QWEN3_8B,
+    QWEN3_8B_PARAMETERS,
+    decode_line,
+    gpu_named,
+    pass_s,
+    read_s,
+    sequences,
+)
 from eval.capacity_index import GIB, IndexPlan, IndexSettings, plan_index
 from eval.queueing import mean_wait_s
 from rag.config import load_settings
@@ -30,12 +39,12 @@ from rag.step_settings import StepSettings
 FIGURES = Path(__file__).resolve().parent.parent / "infra" / "capacity"
 GRID = [(1, 10**5), (10, 10**6), (100, 10**7), (1_000, 10**8), (10_000, 10**9)]
 HOURS_A_MONTH = 730.0
+QUESTION_TOKENS = 24
 
 
 class StageTimes(StepSettings):
     """One stage's work. A batch of b calls takes `fixed_s + b * call_s`, up to `max_batch` of them."""
 
-    runs_on: Literal["cpu", "gpu"] = "cpu"
     call_s: float = Field(ge=0, description="seconds of a core, or of the GPU, that each call adds")
     fixed_s: float = Field(0.0, ge=0)
     max_batch: int = Field(1, ge=1)
@@ -192,30 +201,26 @@ def estimate_gpu(gpu: str, tokens_in: int, tokens_out: int) -> ServiceTimes:
     at_once = sequences(QWEN3_8B, context, gpu, llm.memory_fraction, llm.max_num_seqs)
     step_s, sequence_s = decode_line(QWEN3_8B, context, card)
     # A prompt is read in the same engine: its seconds are spread over the steps that follow.
-    parameters = 8.2e9
-    reading_s = read_s(parameters, tokens_in, card) / tokens_out
-    pair_tokens = settings.chunk.max_tokens + 24  # a question's own
+    reading_s = read_s(QWEN3_8B_PARAMETERS, tokens_in, card) / tokens_out
+    pair_tokens = settings.chunk.max_tokens + QUESTION_TOKENS
     shares = settings.serve
     stages = {
         "orchestrator": measured["orchestrator"],
         "retriever": measured["retriever"],
         "embedder": StageTimes(
-            runs_on="gpu",
-            call_s=read_s(BGE_M3_PARAMETERS, 24, card),
-            fixed_s=2 * BGE_M3_PARAMETERS / (card.bytes_per_s * 0.6),
+            call_s=read_s(BGE_M3_PARAMETERS, QUESTION_TOKENS, card) / shares.embedder.num_gpus,
+            fixed_s=pass_s(BGE_M3_PARAMETERS, card) / shares.embedder.num_gpus,
             max_batch=64,
             replica_gib=4,
             replica_gpus=shares.embedder.num_gpus,
         ),
         "reranker": StageTimes(
-            runs_on="gpu",
             call_s=read_s(BGE_M3_PARAMETERS, reranker.candidates * pair_tokens, card) / shares.reranker.num_gpus,
             replica_gib=4,
             replica_gpus=shares.reranker.num_gpus,
             wanted="new",
         ),
         "generator": StageTimes(
-            runs_on="gpu",
             call_s=(sequence_s + reading_s) / shares.generator.num_gpus,
             fixed_s=step_s / shares.generator.num_gpus,
             max_batch=at_once,

@@ -32,7 +32,8 @@ QWEN3_8B: dict[str, Any] = {
     **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
     "torch_dtype": "bfloat16",
 }
-BGE_M3_PARAMETERS = 303_000_000  # those outside the embedding tables, bge-reranker-v2-m3's alike
+QWEN3_8B_PARAMETERS = 6_946_000_000  # Qwen's model card: 6.95 B outside the embeddings
+BGE_M3_PARAMETERS = 303_000_000  # XLM-RoBERTa large without its tables: 24 layers of 12 * 1024**2; the reranker's alike
 
 
 def gpu_named(name: str) -> Gpu:
@@ -46,6 +47,11 @@ def read_s(parameters: float, tokens: int, gpu: Gpu) -> float:
     """A forward pass over so many tokens: 2 operations a parameter and token (Kaplan et al. 2020, table 1, without the
     attention over the context), which is what bounds many tokens at once."""
     return 2 * parameters * tokens / (gpu.flop_per_s * FLOP_SHARE)
+
+
+def pass_s(parameters: float, gpu: Gpu) -> float:
+    """The least that a forward pass takes, however few its tokens: 16-bit weights read once."""
+    return 2 * parameters / (gpu.bytes_per_s * BANDWIDTH_SHARE)
 
 
 def decode_line(config: Mapping[str, Any], context_tokens: int, gpu: Gpu) -> tuple[float, float]:

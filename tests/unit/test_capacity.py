@@ -69,7 +69,7 @@ def test_what_is_remembered_or_abstained_asks_less(wanted: Any, calls_per_s: flo
 def test_everything_is_summed_and_priced() -> None:
     stages = {
         "a": StageTimes(call_s=0.01, replica_gib=2),
-        "b": StageTimes(runs_on="gpu", call_s=0.1, replica_gib=4, replica_gpus=0.5),
+        "b": StageTimes(call_s=0.1, replica_gib=4, replica_gpus=0.5),
     }
     times = ServiceTimes(source="by hand", stages=stages, index=IndexSettings(node_cores=8, node_gib=32, row_bytes=0))
     found = plan(demand(), times, Prices(core=1, gib=0.1, gpu=10, disk_gib=1))
