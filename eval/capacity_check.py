@@ -3,8 +3,9 @@
 A service of its own with the embedded profile, its caches off, FOLDER ingested. What the model is fitted on: the raw
 models in a process of their own at several batch sizes, what two busy cores do together, and ONE client of the service
 (CPU seconds of each process a request, and its latencies). From these the simulation (eval.queueing) predicts the rates
-for more clients; only then they are measured. Each request asks something else. Exit status 1 when a predicted rate is
-off by more than 15 %. The last line of stdout is one JSON document.
+for more clients, on the cores that processes which are not the service's left to it in that time; `other_cores` says
+how many they took, and with more than a tenth of one the figures are of a busy machine. Each request asks something
+else. Exit status 1 when a predicted rate is off by more than 15 %. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -116,11 +117,9 @@ class Model:
         answered = sum(count > 0 for count in fit.tokens) or 1
         decoding_s = tokens * (self._decode.fixed_s + self._decode.each_s)
         self._prefill_s = max(engine_s - decoding_s, 0.0) * len(fit.tokens) / answered
-        # What keeps Ray busy while nothing is asked takes its part of the cores at any load.
-        busy = fit.idle_cores / len(speeds)
-        self._speeds = [speed - busy * (index + 1) for index, speed in enumerate(speeds)]
+        self._speeds = speeds
         self._pause_s = 0.0
-        self._pause_s = max(mean(fit.latencies_s) - mean(self.run(1).latencies_s), 0.0)
+        self._pause_s = max(mean(fit.latencies_s) - mean(self.run(1, fit.other_cores).latencies_s), 0.0)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -131,7 +130,6 @@ class Model:
             "decode_step_ms": [round(1000 * self._decode.fixed_s, 3), round(1000 * self._decode.each_s, 3)],
             "prefill_ms": round(1000 * self._prefill_s, 3),
             "pause_ms": round(1000 * self._pause_s, 3),
-            "speeds": [round(speed, 3) for speed in self._speeds],
             "idle_cores": round(self._fit.idle_cores, 3),
         }
 
@@ -156,9 +154,12 @@ class Model:
             stage |= {key: float(f"{one:.3g}") for key, one in stage.items() if isinstance(one, float)}
         return {"stages": stages}
 
-    def run(self, clients: int) -> Simulated:
-        """A closed loop of so many clients."""
+    def run(self, clients: int, other_cores: float = 0.0) -> Simulated:
+        """A closed loop of so many clients on what is left of the cores by others, and by what keeps Ray busy while
+        nothing is asked."""
         cores = len(self._speeds)
+        busy = (self._fit.idle_cores + other_cores) / cores
+        speeds = [max(speed - busy * (index + 1), 0.05) for index, speed in enumerate(self._speeds)]
         stations = [Station(name, cores if name in {"HAProxy", "Milvus", "Ray"} else 1) for name in self._work_s]
         stations = [one for one in stations if one.name not in {"Embedder", "LLM", "pause"}]
         stations += [
@@ -166,7 +167,7 @@ class Model:
             Station("LLM", 1, 16, self._decode.fixed_s),
             Station("pause", None),
         ]
-        return simulate_closed(stations, self._flow, clients=clients, requests=SIMULATED, speeds=self._speeds)
+        return simulate_closed(stations, self._flow, clients=clients, requests=SIMULATED, speeds=speeds)
 
     def _flow(self, random: Random) -> Sequence[Phase]:
         number = random.randrange(len(self._fit.latencies_s))
@@ -185,7 +186,8 @@ class Model:
 
 
 def measure_speeds(seconds: float = 2.0) -> list[float]:
-    """What 1, 2, ... processes that only compute do together, beside what one does alone."""
+    """What 1, 2, ... processes that only compute do together, beside what one does alone: for each CPU second that
+    they have, so that others who take some of those change nothing. Below 2 where two cores are one's two threads."""
     cores = len(psutil.Process().cpu_affinity() or [0])
     done = []
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
@@ -195,12 +197,13 @@ def measure_speeds(seconds: float = 2.0) -> list[float]:
     return [one / done[0] for one in done]
 
 
-def _spin(seconds: float) -> int:
-    ends, rounds = time.perf_counter() + seconds, 0
+def _spin(seconds: float) -> float:
+    """Rounds in a CPU second."""
+    began, ends, rounds = time.process_time(), time.perf_counter() + seconds, 0
     while time.perf_counter() < ends:
         sum(range(2000))
         rounds += 1
-    return rounds
+    return rounds / (time.process_time() - began)
 
 
 def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line, dict[str, Any]]:
@@ -291,14 +294,14 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
         say("one client")
         fit = asyncio.run(fit_one_client(service.url, service.pid, body, seconds))
         model = Model(route, fit, embed, decode, speeds)
-        predicted = {clients: model.run(clients) for clients in (1, *CLIENTS[route])}
         rows = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
             first = clients * 10_000_000
             found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, seconds, first))
             cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
-            row = compare(clients, predicted[clients], found)
+            # Of this load the prediction knows what others took of the cores, and nothing of the service.
+            row = compare(clients, model.run(clients, other), found)
             rows.append({**row, "other_cores": round(other, 3), "cpu_ms_a_request": cpu_ms})
         with TreeUse(service.pid) as memory:
             time.sleep(1)
@@ -346,7 +349,8 @@ def compare(clients: int, predicted: Simulated, found: Load[Any]) -> dict[str, A
 def table(report: dict[str, Any]) -> str:
     """A line for each number of clients."""
     header = ["clients", "predicted/s", "measured/s", "ratio", "p50 ms", "measured", "p95 ms", "measured", "requests"]
-    return format_table(header, [list(row.values())[: len(header)] for row in report["curve"]])
+    rows = [[*list(row.values())[: len(header)], row["other_cores"]] for row in report["curve"]]
+    return format_table([*header, "others' cores"], rows)
 
 
 def main() -> int:

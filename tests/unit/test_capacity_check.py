@@ -70,7 +70,7 @@ def test_a_row_sets_the_two_side_by_side() -> None:
         8.0,
         pytest.approx(1.25),
     )
-    assert table({"curve": [row]}).splitlines()[-1].split()[:4] == ["2", "10", "8", "1.25"]
+    assert table({"curve": [{**row, "other_cores": 0.1}]}).splitlines()[-1].split()[:4] == ["2", "10", "8", "1.25"]
 
 
 def test_speeds_begin_with_one_core_alone() -> None:
