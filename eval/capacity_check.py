@@ -71,12 +71,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What one client saw: CPU seconds a request by group of processes, and each request's latency and LLM tokens."""
+    """What one client saw: CPU seconds a request by group of processes, each request's latency and LLM tokens, and the
+    mean seconds that a request waited for the LLM: its engine's threads spin, so that its CPU time is no work."""
 
     cpu_s: dict[str, float]
     idle_cores: float
     latencies_s: list[float]
     tokens: list[int]
+    generate_s: float = 0.0
     other_cores: float = 0.0  # what was busy for somebody else meanwhile
 
 
@@ -112,11 +114,10 @@ class Model:
         self._work_s = {name: spent / visits[name] for name, spent in known.items()}
         self._work_s["Embedder"] -= self._embed.fixed_s
         tokens = mean(fit.tokens)
-        engine_s = fit.cpu_s.get("vLLM engine", 0.0)
-        self._decode = within(decode, engine_s / tokens) if tokens else Line(0.0, 0.0)
+        self._decode = within(decode, fit.generate_s / tokens) if tokens else Line(0.0, 0.0)
         answered = sum(count > 0 for count in fit.tokens) or 1
         decoding_s = tokens * (self._decode.fixed_s + self._decode.each_s)
-        self._prefill_s = max(engine_s - decoding_s, 0.0) * len(fit.tokens) / answered
+        self._prefill_s = max(fit.generate_s - decoding_s, 0.0) * len(fit.tokens) / answered
         self._speeds = speeds
         self._pause_s = 0.0
         self._pause_s = max(mean(fit.latencies_s) - mean(self.run(1, fit.other_cores).latencies_s), 0.0)
@@ -145,7 +146,7 @@ class Model:
             "reranker": {"call_s": cpu_s["Reranker"], "wanted": "new"},
         }
         if tokens:
-            reading_s = (cpu_s["vLLM engine"] + cpu_s["Generator"]) / tokens - self._decode.fixed_s
+            reading_s = (self._fit.generate_s + cpu_s["Generator"]) / tokens - self._decode.fixed_s
             stages["generator"] = {"call_s": reading_s, "fixed_s": self._decode.fixed_s, "max_batch": BATCHES[-1]}
             stages["generator"] |= {"calls": tokens, "wanted": "generated"}
         for name, stage in stages.items():
@@ -259,6 +260,7 @@ async def fit_one_client(url: str, pid: int, body: Body, seconds: float) -> Fit:
         sum(idle_rate.values()),
         [latency / 1000 for latency in found.latencies_ms],
         [one.get("usage", {}).get("completion_tokens", 0) for one in found.results],
+        sum(one["timings_ms"].get("generate", 0.0) for one in found.results) / 1000 / len(found.results),
         other,
     )
 
@@ -317,6 +319,7 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
             "requests": len(fit.latencies_s),
             "mean_ms": round(1000 * mean(fit.latencies_s), 2),
             "tokens": round(mean(fit.tokens), 2),
+            "generate_ms": round(1000 * fit.generate_s, 2),
             "other_cores": round(fit.other_cores, 3),
             "cpu_ms_a_request": {name: round(1000 * one, 3) for name, one in fit.cpu_s.items()},
         },

@@ -101,8 +101,7 @@ def plan_index(chunks: int, searches_per_s: float, utilisation: float, settings:
     """Query nodes are as many as the memory wants or as the searches' cores want, whichever is more.
 
     Every segment is searched (Milvus' page "Sharding, Partitioning, and Segments"), so a search's cores grow with the
-    chunks. Rows are memory-mapped (Milvus' page "Use mmap"), on disk therefore, but for the embedded Milvus', see
-    `eval.capacity`. The BM25 index is in memory: a posting has 4 bytes of id and 4 of value.
+    chunks. Rows are memory-mapped (Milvus' page "Use mmap"), on disk therefore. The BM25 index is in memory: a posting has 4 bytes of id and 4 of value.
     """
     if chunks < 1:
         raise ValueError(f"chunks is {chunks}: give 1 or more")

@@ -244,7 +244,7 @@ def test_the_model_gives_one_client_back_and_shares_the_cores() -> None:
 
 def test_one_clients_figures_are_service_times() -> None:
     names = ("Orchestrator", "Embedder", "Retriever", "Reranker", "Generator", "vLLM engine")
-    fit = Fit(dict.fromkeys(names, 0.1), 0.0, [0.6, 0.6], [10, 0])
+    fit = Fit(dict.fromkeys(names, 0.1), 0.0, [0.6, 0.6], [10, 0], 0.1)
     model = Model("ask", fit, Line(0.02, 0.03), Line(0.005, 0.005), [1.0, 2.0])
     found = ServiceTimes.model_validate({**model.service_times(dict.fromkeys(names, 512.0)), "source": "by hand"})
     embedder, generator = found.stages["embedder"], found.stages["generator"]
@@ -255,7 +255,7 @@ def test_one_clients_figures_are_service_times() -> None:
 
 
 def test_the_llm_decodes_together() -> None:
-    fit = Fit({"vLLM engine": 0.55, "Orchestrator": 0.01}, 0.0, [0.6, 0.6], [10, 10])
+    fit = Fit({"vLLM engine": 0.9, "Orchestrator": 0.01}, 0.0, [0.6, 0.6], [10, 10], 0.55)
     model = Model("ask", fit, Line(0.0, 0.0), Line(0.045, 0.005), [1.0, 2.0])
     assert model.described["prefill_ms"] == pytest.approx(50)
     alone, eight = model.run(1).per_s, model.run(8).per_s
@@ -265,7 +265,7 @@ def test_the_llm_decodes_together() -> None:
 
 
 def test_a_flow_without_tokens_has_no_llm() -> None:
-    fit = Fit({"vLLM engine": 0.5}, 0.0, [0.5, 0.1], [10, 0])
+    fit = Fit({}, 0.0, [0.5, 0.1], [10, 0], 0.5)
     model = Model("ask", fit, Line(0.0, 0.0), Line(0.01, 0.0), [1.0, 2.0])
     ways = [model._flow(Random(seed)) for seed in range(20)]
     stations = [{visit.station for phase in way for branch in phase for visit in branch} for way in ways]

@@ -44,10 +44,14 @@ async def serving(answer: dict[str, Any], work_s: float = 0.0) -> AsyncIterator[
 
 
 async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
-    async with serving({"degraded": [], "usage": {"completion_tokens": 7}}, 0.004) as (url, asked):
+    async with serving({"degraded": [], "usage": {"completion_tokens": 7}, "timings_ms": {"generate": 3.0}}, 0.004) as (
+        url,
+        asked,
+    ):
         fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 0.6)
     assert len(set(asked)) == len(asked)  # no request is asked again
     assert set(fit.tokens) == {7}
+    assert fit.generate_s == pytest.approx(0.003)
     assert len(fit.latencies_s) == len(fit.tokens)
     assert fit.cpu_s["client"] >= 0.004  # server and client are one process here
     assert min(fit.latencies_s) >= 0.004
