@@ -14,7 +14,8 @@ GIB = 2**30
 IndexType = Literal["FLAT", "HNSW", "IVF_SQ8", "DISKANN"]
 
 FLOAT_BYTES = 4
-# Links of a vector in HNSW's lowest layer are 2 M (Malkov and Yashunin, 2016); Milvus' AUTOINDEX has M = 18.
+# Links of a vector in HNSW's lowest layer are 2 M (Malkov and Yashunin, 2016); that AUTOINDEX has M = 18 by default was
+# not looked up.
 HNSW_LINKS = 36
 # Milvus' page "On-disk Index" (disk_index.md): MaxDegree, and the shares of the raw data for codes and for its cache.
 VAMANA_DEGREE, PQ_SHARE, CACHE_SHARE = 56, 0.125, 0.10
@@ -100,8 +101,9 @@ def choose_index(chunks: int, settings: IndexSettings) -> IndexType:
 def plan_index(chunks: int, searches_per_s: float, utilisation: float, settings: IndexSettings) -> IndexPlan:
     """Query nodes are as many as the memory wants or as the searches' cores want, whichever is more.
 
-    Every segment is searched (Milvus' page "Sharding, Partitioning, and Segments"), so a search's cores grow with the
-    chunks. Rows are memory-mapped (Milvus' page "Use mmap"), on disk therefore. The BM25 index is in memory: a posting has 4 bytes of id and 4 of value.
+    A search reads every sealed segment, so that its cores grow with the chunks; shards spread what is written (Zilliz'
+    blog "Sharding, Partitioning, and Segments"). Rows are memory-mapped, on disk therefore ("Index Explained", section
+    "Memory-mapped files"). The BM25 index is in memory: a posting has 4 bytes of id and 4 of value.
     """
     if chunks < 1:
         raise ValueError(f"chunks is {chunks}: give 1 or more")
