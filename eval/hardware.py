@@ -7,7 +7,7 @@ import re
 import subprocess
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,13 +128,25 @@ class TreeUse:
         return groups, len(processes)
 
     def _group(self, process: psutil.Process) -> str:
-        """A deployment's name for its replica, else the kind of process."""
-        if process == self._root:
-            return "driver"
-        command = " ".join(process.cmdline())
-        if replica := _REPLICA.search(command):
-            return replica.group(1)
-        return next((name for mark, name in _GROUPS if mark in command), "other")
+        return "driver" if process == self._root else _kind(process)
+
+
+def cpu_by_group(root: int) -> dict[str, float]:
+    """CPU seconds that a process and all below it have had, by group as in TreeUse; ended ones are not counted."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for process in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            found[_kind(process)] += sum(process.cpu_times()[:2])
+    found["driver"] += sum(psutil.Process(root).cpu_times()[:2])
+    return found
+
+
+def _kind(process: psutil.Process) -> str:
+    """A deployment's name for its replica, else the kind of process."""
+    command = " ".join(process.cmdline())
+    if replica := _REPLICA.search(command):
+        return replica.group(1)
+    return next((name for mark, name in _GROUPS if mark in command), "other")
 
 
 def _cpu_model() -> str:

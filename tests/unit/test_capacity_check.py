@@ -1,0 +1,83 @@
+"""The capacity check's measuring half, over a small server of its own in place of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from eval.bench_load import asks, searches
+from eval.bench_service import BenchError
+from eval.capacity_check import compare, fit_one_client, load, measure_speeds, table
+from eval.load import Load
+from eval.queueing import Station, Visit, simulate_closed
+
+
+@asynccontextmanager
+async def serving(answer: dict[str, Any], work_s: float = 0.0) -> AsyncIterator[tuple[str, list[str]]]:
+    """The address, and what was asked."""
+    asked: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                return writer.close()
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            asked.append(next(iter(json.loads(await reader.readexactly(length)).values())))
+            ends = time.process_time() + work_s
+            while time.process_time() < ends:
+                pass
+            body = json.dumps(answer).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+
+
+async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
+    async with serving({"degraded": [], "usage": {"completion_tokens": 7}, "timings_ms": {"generate": 3.0}}, 0.004) as (
+        url,
+        asked,
+    ):
+        fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 0.6)
+    assert len(set(asked)) == len(asked)  # no request is asked again
+    assert set(fit.tokens) == {7}
+    assert fit.generate_s == pytest.approx(0.003)
+    assert len(fit.latencies_s) == len(fit.tokens)
+    assert fit.cpu_s["client"] >= 0.004  # server and client are one process here
+    assert min(fit.latencies_s) >= 0.004
+
+
+async def test_what_was_left_out_ends_the_check() -> None:
+    async with serving({"degraded": ["rerank"]}) as (url, _):
+        with pytest.raises(BenchError, match="rerank"):
+            await load(url, 2, searches(["a"]), 0.05, 0)
+    with pytest.raises(BenchError, match="connection failed"):
+        await load(url, 1, searches(["a"]), 0.05, 0)
+
+
+def test_a_row_sets_the_two_side_by_side() -> None:
+    simulated = simulate_closed([Station("s")], lambda _: [[[Visit("s", 0.1)]]], clients=2, requests=200)
+    found: Load[int] = Load(2, 10.0, [200.0] * 80, [0] * 80, Counter())
+    row = compare(2, simulated, found)
+    assert (row["predicted_per_s"], row["measured_per_s"], row["ratio"]) == (
+        pytest.approx(10),
+        8.0,
+        pytest.approx(1.25),
+    )
+    assert table({"curve": [{**row, "other_cores": 0.1}]}).splitlines()[-1].split()[:4] == ["2", "10", "8", "1.25"]
+
+
+def test_speeds_begin_with_one_core_alone() -> None:
+    speeds = measure_speeds(0.1)
+    assert speeds[0] == 1.0
+    assert len(speeds) == len(os.sched_getaffinity(0))
