@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError, RayTaskError
+from grpc.aio import AioRpcError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponseGenerator
 from starlette.requests import Request
@@ -152,6 +153,21 @@ async def call_stage(stage: str, call: Callable[[], Awaitable[T]]) -> T:
     """Awaits a handle's call; what goes wrong on the way becomes one of ours."""
     with _translated(stage):
         return await call()
+
+
+async def read_stage(stage: str, call: Callable[[], Awaitable[T]]) -> T:
+    """As `call_stage`, and once more where the replica's end cut it off, as in a rolling update: another may answer.
+
+    So the call must change nothing.
+    """
+    with _translated(stage):
+        try:
+            return await call()
+        except RayTaskError:  # a replica's answer, whatever else it is an instance of
+            raise
+        except (RayActorError, AioRpcError) as error:
+            logger.info("%s is asked again: its replica is gone (%s)", stage, type(error).__name__)
+            return await call()
 
 
 async def iterate_stage(stage: str, response: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:

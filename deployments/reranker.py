@@ -10,7 +10,7 @@ import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import call_stage
+from deployments.errors import read_stage
 from deployments.loading import load_behind
 from deployments.metrics import note_batch
 from deployments.watch import Watch
@@ -46,7 +46,7 @@ class LateInteraction:
         if self._watching is None:  # made on the event loop that serves
             self._watching = Watch({"embedder": self._embedder.ready.remote})
         async with self._watching.unless_down("embedder", "rerank"):
-            return await call_stage("rerank", lambda: self._embedder.embed_tokens.remote(texts, kind))
+            return await read_stage("rerank", lambda: self._embedder.embed_tokens.remote(texts, kind))
 
     async def score(
         self, queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]

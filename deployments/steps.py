@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import call_stage, iterate_stage
+from deployments.errors import iterate_stage, read_stage
 from deployments.metrics import note_embeddings, note_generation
 from deployments.traces import stage_tracer
 from deployments.watch import Watch
@@ -45,19 +45,19 @@ def build_steps(
     scoring = ("reranker", "embedder") if settings.reranker.kind == "maxsim" else ("reranker",)
 
     async def embed(texts: list[str], kind: TextKind) -> np.ndarray:
-        return await call_stage("embed", lambda: embedder.embed.remote(texts, kind))
+        return await read_stage("embed", lambda: embedder.embed.remote(texts, kind))
 
     async def dense_search(
         collection: str, vector: Vector, top_k: int, *, groups: Groups, where: Filter | None
     ) -> SearchResult:
         remote = retriever.dense_search.remote
-        return await call_stage("dense", lambda: remote(collection, vector, top_k, groups=groups, where=where))
+        return await read_stage("dense", lambda: remote(collection, vector, top_k, groups=groups, where=where))
 
     async def lexical_search(
         collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None
     ) -> SearchResult:
         remote = retriever.lexical_search.remote
-        return await call_stage("lexical", lambda: remote(collection, query, top_k, groups=groups, where=where))
+        return await read_stage("lexical", lambda: remote(collection, query, top_k, groups=groups, where=where))
 
     async def score(
         queries: list[str], texts: list[str], spans: list[list[Span]], token_vectors: list[bytes]
@@ -65,10 +65,10 @@ def build_steps(
         async with AsyncExitStack() as needed:
             for stage in scoring:
                 await needed.enter_async_context(watch().unless_down(stage, "rerank"))
-            return await call_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
+            return await read_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
 
     async def stored_token_vectors(collection: str, chunk_ids: list[str]) -> list[bytes]:
-        return await call_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
+        return await read_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
 
     async def generate(
         messages: list[Message], *, model: str, max_tokens: int, temperature: float

@@ -5,10 +5,12 @@ import pickle
 from collections.abc import AsyncGenerator
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from deployments.errors import call_stage, iterate_stage
+from deployments.errors import call_stage, iterate_stage, read_stage
 from rag import errors
 from rag.errors import (
     ModelError,
@@ -67,6 +69,54 @@ async def test_what_goes_wrong_on_the_way_to_a_stage_becomes_ours(
         await call_stage("embed", call)
     assert type(caught.value) is kind
     assert part in str(caught.value)
+
+
+def cut_off() -> AioRpcError:
+    """As gRPC raises it when the server at the other end stops."""
+    return AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata(), "the server stops")
+
+
+@pytest.mark.parametrize(
+    "error", [ActorUnavailableError("gone", None), ActorDiedError(), cut_off()], ids=lambda one: type(one).__name__
+)
+async def test_a_read_that_a_replica_s_end_cuts_off_is_made_once_more(error: Exception) -> None:
+    made: list[int] = []
+
+    async def call(failing: int) -> int:
+        made.append(1)
+        if len(made) <= failing:
+            raise error
+        return 5
+
+    assert await read_stage("dense", lambda: call(1)) == 5
+    assert len(made) == 2
+    made.clear()
+    with pytest.raises(StageError):
+        await read_stage("dense", lambda: call(2))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        task_error(KeyError("bug")),
+        task_error(UnknownCollectionError("nope")),
+        task_error(ActorDiedError()),  # of another stage, which the replica itself asked
+        BackPressureError(num_queued_requests=5, max_queued_requests=5),
+        RayServeException("no route"),
+    ],
+    ids=repr,
+)
+async def test_a_read_that_was_answered_with_an_error_is_not_made_again(error: Exception) -> None:
+    made: list[int] = []
+
+    async def call() -> None:
+        made.append(1)
+        raise error
+
+    with pytest.raises(RagError):
+        await read_stage("dense", call)
+    assert made == [1]
 
 
 async def test_what_a_stage_gives_is_passed_on() -> None:
