@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 from pymilvus.client import entity_helper
 from pymilvus.exceptions import DataNotMatchException, DataTypeNotMatchException, ParamError

@@ -136,7 +136,7 @@ LIBRARIES = {
     "tokenizers": {"rag.models"},
     "huggingface_hub": {"rag.models"},
     "pymilvus": {"rag.store", "rag.store_rows", "rag.milvus", "rag.index_versions"},
-    "grpc": {"rag.milvus"},
+    "grpc": {"rag.milvus", "deployments.errors"},
     "milvus_lite": {"rag.embedded_store"},
     "kiwipiepy": {"rag.analyze"},
     "Stemmer": {"rag.analyze"},
