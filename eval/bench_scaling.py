@@ -82,7 +82,7 @@ async def watching(cluster: Cluster) -> AsyncIterator[Watched]:
                 details = await asyncio.to_thread(cluster.details)
             except httpx.HTTPError:
                 details = {}
-            if details:
+            if details.get("deployments"):  # while an application is built it names none, and they go on
                 counts = {name: len(running) for name, running in replicas(details).items()}
                 found.samples.append((time.perf_counter() - found.began, counts))
             await asyncio.sleep(1.0)
