@@ -74,7 +74,7 @@ async def test_a_load_goes_on_until_its_block_ends_and_counts_what_failed() -> N
             if asked > 5:
                 enough.set()
             status = b"503 Service Unavailable" if asked == 3 else b"200 OK"
-            body = b'{"degraded": ["rerank"], "model": "m"}'
+            body = b'{"degraded": ["rerank"], "model": "m", "detail": "its queue is full"}'
             writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
             await writer.drain()
 
@@ -83,7 +83,7 @@ async def test_a_load_goes_on_until_its_block_ends_and_counts_what_failed() -> N
     async with server, steady_load(url, 1, searches(["a"])) as found:
         await enough.wait()
     summary = found.summary()
-    assert summary["failed"] == {"HTTP 503": 1}
+    assert summary["failed"] == {"HTTP 503 its queue is full": 1}
     assert summary["answered"] == asked - 1 == summary["degraded"]["rerank"] == summary["models"]["m"]
 
 
