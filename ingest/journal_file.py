@@ -14,9 +14,6 @@ from rag.errors import SettingsError
 
 SCHEMA_VERSION = 1
 _POLL_S = 0.02
-# One process at a time has the file, by a lock of our own. Told so, SQLite keeps no memory shared with others beside
-# it, which a file system that several nodes mount would not share.
-_SOLE = "PRAGMA locking_mode = EXCLUSIVE"
 _DURABLE = "PRAGMA synchronous = FULL"  # an entry has to be on the disk before the rows that it speaks of
 
 _TABLES = (
@@ -32,7 +29,6 @@ def open_file(path: Path, identity: str) -> tuple[sqlite3.Connection, str]:
     """The file at `path`, and why it was begun anew: empty where it was there, whole, and of this identity."""
     database = sqlite3.connect(path, check_same_thread=False)
     try:
-        database.execute(_SOLE)
         database.execute(_DURABLE)
         fault = _find_fault(database, identity)
     except sqlite3.OperationalError:  # it cannot be read now; that says nothing about what it holds
@@ -45,7 +41,6 @@ def open_file(path: Path, identity: str) -> tuple[sqlite3.Connection, str]:
     database.close()
     remove_file(path)
     database = sqlite3.connect(path, check_same_thread=False)
-    database.execute(_SOLE)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute(_DURABLE)
     database.execute("BEGIN")

@@ -1,13 +1,11 @@
 """The journal's file and its lock; what it is good for is tested with whole runs in test_ingest_killed."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,38 +49,19 @@ def anew(journal: Journal, identity: str = "here") -> Journal:
     return Journal(journal.path, identity)
 
 
-def as_left(path: Path, folder: Path) -> Journal:
-    """What is on the disk while the journal is open, as a killed process leaves it, opened by another."""
-    folder.mkdir()
-    for file in path.parent.glob(f"{path.name}*"):
-        shutil.copy(file, folder)
-    return Journal(folder / path.name, "here")
-
-
-def test_no_memory_is_shared_beside_the_file(journal: Journal) -> None:
-    """A file system that several nodes mount would not share it."""
-    journal.begin([ENTRY])
-    assert sorted(file.name.removeprefix(journal.path.name) for file in journal.path.parent.glob("*.sqlite*")) == [
-        "",
-        "-wal",
-    ]
-
-
 def test_what_was_begun_is_there_after_the_process_is_gone_and_what_was_finished_is_not(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     first = Journal(path, "here")
     assert first.fault == "is new"
     first.begin([ENTRY, replace(ENTRY, document_id="d2", moved_from="d9")])
     first.advance({"d1": 7})
-    left = as_left(path, tmp_path / "left")
+    left = Journal(path, "here")  # the first one is still open, as a killed process leaves it
     assert left.fault == ""
     assert left.all_unfinished() == [replace(ENTRY, written=7), replace(ENTRY, document_id="d2", moved_from="d9")]
-    left.close()
     first.finish([(ENTRY, 8)])
-    later = as_left(path, tmp_path / "later")
-    assert [entry.document_id for entry in later.all_unfinished()] == ["d2"]
+    assert [entry.document_id for entry in left.all_unfinished()] == ["d2"]
     first.close()
-    later.close()
+    left.close()
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -151,8 +130,7 @@ def test_another_stores_journal_is_not_believed(journal: Journal) -> None:
 
 def test_another_versions_journal_is_not_believed(journal: Journal) -> None:
     journal.begin([ENTRY])
-    journal.close()
-    with closing(sqlite3.connect(journal.path)) as database:
+    with sqlite3.connect(journal.path) as database:
         database.execute("PRAGMA user_version = 99")
     other = anew(journal)
     assert "another version" in other.fault
