@@ -107,9 +107,14 @@ def _folder(name: str, path: Path) -> Finding:
 
 
 def _store(settings: Settings) -> Finding:
-    if settings.store.uri is None:
-        state = "running" if is_alive(settings.data_dir) else "not running; it is started when needed"
-        return Finding("store", f"embedded Milvus in {settings.data_dir / 'milvus'}: {state}")
+    place, remedy = settings.store.uri, "start Milvus there, or set RAG_STORE__URI"
+    if place is None:
+        folder = settings.data_dir / "milvus"
+        place = f"embedded Milvus in {folder}"
+        if not is_alive(settings.data_dir):
+            return Finding("store", f"{place}: not running; it is started when needed")
+        # A process that hangs still has its port.
+        remedy = f"kill -9 the pid in {folder / 'server.json'}: whoever needs it next starts it again"
     from ingest.fingerprint import index_fingerprint
     from rag.connect import open_store
 
@@ -117,8 +122,8 @@ def _store(settings: Settings) -> Finding:
         with open_store(settings, index_fingerprint(settings)) as store:
             collections, lexical_problem = store.collections(), store.lexical_problem()
     except RagError as error:
-        return Finding("store", f"{settings.store.uri}: {error}", False, "start Milvus there, or set RAG_STORE__URI")
-    found = f"{settings.store.uri}: {len(collections)} collections"
+        return Finding("store", f"{place}: {error}", False, remedy)
+    found = f"{place}: {len(collections)} collections"
     if lexical_problem:
         return Finding("store", f"{found}, no word search", False, lexical_problem)
     return Finding("store", found)

@@ -304,6 +304,23 @@ def test_the_doctor_reports_a_service_and_a_store(monkeypatch: pytest.MonkeyPatc
     assert f"BAD  store: {closed_url}" in result.stdout
 
 
+@pytest.mark.usefixtures("models")
+def test_the_doctor_sees_an_embedded_milvus_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, taken_port: int, closed_url: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAG_STORE__TIMEOUT_S", "1")
+    milvus = tmp_path / "data" / "milvus"
+    milvus.mkdir(parents=True)
+    # As a stopped process: the kernel takes the connection at its port, and nobody answers.
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()[19])
+    record = {"pid": os.getpid(), "start_ticks": ticks, "port": taken_port}
+    (milvus / "server.json").write_text(json.dumps(record), encoding="ascii")
+    result = run("doctor", "--url", closed_url)
+    assert result.exit_code == 1
+    assert f"BAD  store: embedded Milvus in {milvus}: " in result.stdout
+    assert f"kill -9 the pid in {milvus / 'server.json'}" in result.stdout
+
+
 def test_help_comes_at_once_and_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "rag.cli", "--help"], capture_output=True, text=True, check=True)
     for command in main.commands:

@@ -27,6 +27,7 @@ ALERTS = {
     *("RagUnavailable", "RagLatencyHigh", "RagDegraded", "RagAbstentionJump", "RagQueueOld", "RagKvCacheFull"),
     *("RagReplicaRestarts", "RagIngestStuck", "RagDiskFull", "RagMilvusDown"),
 }
+PLAYED = {"oom-spiral", "milvus-lost-or-full", "ingest-stuck"}  # on one machine; each says what was seen
 COMMANDS: dict[str, click.Command] = {"rag": main, "ray": ray_cli, "serve": serve_cli}
 ROW = re.compile(r"^\| \[[^]]+\]\(([\w-]+\.md)\) \| (.+) \|$", re.MULTILINE)
 
@@ -114,6 +115,7 @@ class TestPage:
         headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
         assert headings == ["Signs", "First look", "Fix", "Proof that it is fixed"]
         assert len(re.findall(r"^Not tried here: .", text, re.MULTILINE)) == 1
+        assert bool(re.search(r"^Played on \d", text, re.MULTILINE)) == (path.stem in PLAYED)
         assert max(map(len, text.splitlines())) <= 140
 
     def test_first_look_and_proof_are_commands(self, path: Path) -> None:
