@@ -28,6 +28,7 @@ from deployments.app import build_generator
 from rag.config import load_settings
 from rag.types import Message
 settings = load_settings(profile="embedded", generator={"adapters": adapters, "dtype": "float32"})
+serve.start(proxy_location="Disabled")  # else at ports that another service of the machine may have
 serve.run(build_generator(settings, settings.generator.model_id), route_prefix=None)
 async def write(name):
     handle = serve.get_app_handle("default").options(stream=True)
