@@ -6,8 +6,8 @@ import random
 import socket
 from contextlib import ExitStack, suppress
 
-# Not of those that the system gives to whoever asks for any, most of a Ray's processes among them: of these one in a
-# few hundred was taken before the service listened.
+# Not of those that the system gives to whoever asks for any, most of a Ray's processes among them: one of these was
+# taken before the service listened.
 CANDIDATES = range(3000, 7000)
 
 
