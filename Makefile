@@ -30,7 +30,7 @@ serve: setup ## serve at http://127.0.0.1:8000 until Ctrl-C
 test: setup ## every test that needs no GPU, but those of test-slow
 	@$(PY) -m pytest -m "not gpu and not slow" --numprocesses 3 --no-loadscope-reorder tests
 
-test-slow: setup ## the tests that take minutes: `rag ingest` killed at 30 random instants, and over Ray Data
+test-slow: setup ## the tests that take minutes: `rag ingest` and `rag ask-batch` killed and run again, over Ray Data
 	@$(PY) -m pytest -m slow tests
 
 test-fast: setup ## unit tests only: no models, no Ray; on every core

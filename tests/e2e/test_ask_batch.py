@@ -58,7 +58,7 @@ def examples() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_where_it_stopped_and_nothing_of_ray_is_left(data_dir: Path) -> None:
     asked = [examples()[number % len(examples())] for number in range(QUESTIONS)]
     source = write(data_dir / "in.jsonl", [{"id": str(n), "question": text} for n, text in enumerate(asked)])
@@ -89,7 +89,6 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped_and_nothing_of_ray_is_l
     assert {tuple(row["degraded"]) for row in rows} == {()}
 
 
-@pytest.mark.timeout(600)
 def test_the_llm_writes_for_the_rows_that_need_it_and_the_others_pass(data_dir: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": text, "question": text, "max_tokens": 24} for text in examples()]
     rows += [
