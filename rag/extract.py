@@ -7,10 +7,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rag.answer_kind import asked_kind, offers
+from rag.claims import Claims, Terms
 from rag.language import language_of
 from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
 from rag.step_settings import GroundingSettings
@@ -98,8 +100,23 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
         quote = Quote(evidence.passages[sentence.passage], *sentence.span)
         text = plain_text(quote.text)
         if text and all(text != other.text for other in chosen):
-            chosen.append(Grounded(text, quote, support=1.0, relevance=relevant))
+            chosen.append(Grounded(text, quote, support=1.0, relevance=relevant, extracted=True))
     return chosen
+
+
+def in_full(grounded: Grounded, question: Claims, terms: Terms) -> Grounded:
+    """A weak reader's sentence, or in its place its quote where that says more than the sentence and the question do.
+
+    What the quote says more is often what was asked for. A quote that is a fragment or in another script than the
+    question's takes no sentence's place.
+    """
+    if grounded.quote is None or _is_fragment(grounded.quote.text):
+        return grounded
+    text = plain_text(grounded.quote.text)
+    more = set(terms(text)) - question.terms - set(terms(grounded.text))
+    if not more or language_of(text) != language_of(question.text):
+        return grounded
+    return replace(grounded, text=text, support=1.0, extracted=True)
 
 
 def beyond(extracted: Sequence[Grounded], citations: Sequence[Citation]) -> list[Grounded]:

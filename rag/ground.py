@@ -138,6 +138,7 @@ class AnswerText:
     text: str = ""
     citations: list[Citation] = field(default_factory=list)
     unsupported: list[UnsupportedSpan] = field(default_factory=list)
+    extracted: bool = True  # every sentence of it
 
     def add(self, grounded: Grounded, lead: str = " ") -> str:
         """Appends the sentence, with its marker when its quote is verified, and returns what was appended.
@@ -149,6 +150,7 @@ class AnswerText:
         end = len(self.text) + len(piece)
         start = end - len(grounded.text)
         citation = _cite(grounded, start, end)
+        self.extracted = self.extracted and grounded.extracted
         if citation is None:
             self.unsupported.append(UnsupportedSpan(start, end, grounded.text))
         else:

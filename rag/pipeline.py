@@ -28,7 +28,7 @@ from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, beyond, extract_answer, question_relevance
+from rag.extract import asks, beyond, extract_answer, in_full, question_relevance
 from rag.ground import (
     AnswerText,
     Evidence,
@@ -140,7 +140,6 @@ class Flow:
     hits: tuple[Hit, ...] = ()  # those kept for the prompt
     verdict: Verdict = field(default_factory=lambda: Verdict("answer"))
     written: AnswerText = field(default_factory=AnswerText)
-    extracted: bool = False
     refused: bool = False
     dropped: int = 0  # sentences that LLMs wrote and that are not in the answer
     usage: Usage = field(default_factory=Usage)
@@ -262,7 +261,7 @@ class Flow:
                     continue
                 held.append(grounded)
                 if good or self.written.text:
-                    self.dropped -= len(held)
+                    self.dropped -= sum(not one.extracted for one in held)
                     for event in self._send(held):
                         yield event
                     held = []
@@ -296,7 +295,6 @@ class Flow:
             return self._send(beyond(extracted, self.written.citations))
         if not extracted:
             return [Token(self.abstain())]
-        self.extracted = True
         return self._send(extracted)
 
     async def _judge(
@@ -323,6 +321,8 @@ class Flow:
             sentence, evidence, similarity, relevance, terms=self.steps.terms, settings=self.settings.grounding
         )
         adds = set(self.steps.terms(grounded.text)) - evidence.question.terms
+        if self.settings.grounding.reader == "weak":
+            grounded = in_full(grounded, evidence.question, self.steps.terms)
         return grounded, bool(adds) and answers_question(grounded, relevance, self.settings.grounding)
 
     def _send(self, sentences: list[Grounded]) -> list[Event]:
@@ -380,7 +380,7 @@ class Flow:
         return Answer(
             status="abstained" if abstained else "answered",
             answer=self.written.text,
-            answer_source=None if abstained else "extracted" if self.extracted else "generated",
+            answer_source=None if abstained else "extracted" if self.written.extracted else "generated",
             reason=self.verdict.reason,
             citations=tuple(self.written.citations),
             unsupported=tuple(self.written.unsupported),

@@ -64,7 +64,7 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Grounded:
-    """A sentence of the answer, markers stripped. Without a quote it is unsupported.
+    """A sentence of the answer, markers stripped. Without a quote it is unsupported. `extracted`: it is its quote.
 
     `support` (0..1): how well the quote backs the sentence. `relevance` (0..1): how well it answers the question.
     """
@@ -73,6 +73,7 @@ class Grounded:
     quote: Quote | None
     support: float = 0.0
     relevance: float = 0.0
+    extracted: bool = False
 
 
 def split_evidence(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rag.analyze import terms
-from rag.extract import beyond, extract_answer, question_relevance
-from rag.ground import AnswerText, Evidence, Grounded, lexical_similarity, plain_text, split_evidence
+from rag.extract import beyond, extract_answer, in_full, question_relevance
+from rag.ground import AnswerText, Evidence, Grounded, Quote, lexical_similarity, plain_text, split_evidence
 from rag.sentences import split_sentences
 from rag.step_settings import GroundingSettings
 from rag.types import Chunk, Hit, Passage, Question, Scores
@@ -155,3 +155,38 @@ async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evide
     assert (given.answer_source, given.dropped) == ("generated", 0)
     strong = await answer_of(which, make_steps(says(right)), make_settings("strong"))
     assert strong.answer == f"{right} [1]"
+
+
+@pytest.mark.parametrize(
+    ("said", "quote", "given"),
+    [
+        pytest.param("A lamp is of brass.", "The **lamp** is of brass, since 1920.", None, id="says_less"),
+        pytest.param("Since 1920 it is of brass.", "The lamp is of brass, since 1920.", "same", id="says_all"),
+        pytest.param("It is of brass.", "Which lamp is of brass.", "same", id="the_rest_is_the_question"),
+        pytest.param("The lamp is of brass.", "| lamp | brass | 1920 |", "same", id="fragment"),
+        pytest.param("The lamp is of brass.", "그 등은 1920년부터 brass로 만든다.", "same", id="another_script"),
+    ],
+)
+def test_a_sentence_that_says_less_than_its_quote_is_said_by_the_quote(
+    said: str, quote: str, given: str | None
+) -> None:
+    evidence = evidence_of(quote, question="Which lamp is it?")
+    sentence = Grounded(said, Quote(evidence.passages[0], 0, len(quote)), 0.7, 0.6)
+    found = in_full(sentence, evidence.question, terms)
+    if given:
+        assert found == sentence
+    else:
+        assert (found.text, found.quote) == ("The lamp is of brass, since 1920.", sentence.quote)
+        assert (found.support, found.relevance, found.extracted) == (1.0, 0.6, True)
+    unsupported = Grounded(said, None)
+    assert in_full(unsupported, evidence.question, terms) == unsupported
+
+
+@pytest.mark.parametrize(("reader", "source"), [("weak", "extracted"), ("strong", "generated")])
+async def test_only_a_weak_readers_half_of_a_sentence_is_made_whole(reader: str, source: str) -> None:
+    whole, half = "The orchard holds eleven plum trees.", "The orchard holds plum trees."
+    how_many = Question("How many trees does the orchard hold?")
+    given = await answer_of(how_many, make_steps(says(half, half)), make_settings(reader))
+    assert given.answer == f"{whole if reader == 'weak' else half} [1]"
+    assert (given.answer_source, given.citations[0].quote) == (source, whole)
+    assert given.dropped == (2 if reader == "weak" else 1)
