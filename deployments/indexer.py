@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -110,8 +111,10 @@ class Indexer:
             raise RuntimeError("the thread that works off the jobs has ended; its traceback is in this replica's log")
         try:
             set_gauge("rag_ingest_jobs_unfinished", await asyncio.to_thread(self._jobs.unfinished))
-        except sqlite3.Error as error:  # a disk that is full makes no replica sick
-            logger.warning("the jobs were not counted: %s", error)
+            disk = await asyncio.to_thread(shutil.disk_usage, self._settings.data_dir)
+            set_gauge("rag_data_dir_used_ratio", disk.used / (disk.used + disk.free))
+        except (sqlite3.Error, OSError) as error:  # a disk that is full makes no replica sick
+            logger.warning("the jobs, or the disk's free space, were not counted: %s", error)
         refresh_gauges()
 
     async def _ask(self, question: Callable[[MilvusStore], T]) -> T:

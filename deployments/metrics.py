@@ -125,6 +125,11 @@ TABLE = (
         "When the job that runs was first begun, in Unix seconds; 0 while none runs.",
     ),
     Metric(
+        "rag_data_dir_used_ratio",
+        "gauge",
+        "How full the file system of the data directory is, 0 to 1, as whoever is not root finds it.",
+    ),
+    Metric(
         "rag_index_version_info",
         "gauge",
         "1: the index version of a collection that was searched.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -218,5 +219,7 @@ def test_ingestion_is_counted(scraped: Samples, settings: Settings) -> None:
     assert value(scraped, "rag_ingest_jobs_total", outcome="failed") == 1
     assert value(scraped, "rag_ingest_jobs_unfinished") == 0
     assert value(scraped, "rag_ingest_job_start_timestamp_seconds") == 0
+    disk = shutil.disk_usage(settings.data_dir)
+    assert value(scraped, "rag_data_dir_used_ratio") == pytest.approx(disk.used / (disk.used + disk.free), abs=0.1)
     versions = [value for (name, _), value in scraped.items() if name == "ray_rag_index_version_info"]
     assert versions == [1]

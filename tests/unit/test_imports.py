@@ -77,7 +77,7 @@ RAG = {
     "quotes": {"types", "claims", "instructions"},
     "refusal": {"quotes"},
     "answer_kind": {"claims"},
-    "extract": EVERY_STEP | {"answer_kind", "language", "quotes"},
+    "extract": EVERY_STEP | {"answer_kind", "claims", "language", "quotes"},
     "ground": EVERY_STEP | {"claims", "quantities", "quotes", "refusal", "extract"},
     # what composes them
     "retrieve": EVERY_STEP | {"clock", "filters", "language", "fuse"},
