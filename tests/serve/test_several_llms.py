@@ -131,7 +131,7 @@ def wait_until(fulfilled: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def test_shares_change_while_a_thousand_questions_are_asked_and_nothing_restarts_or_fails(
+def test_shares_change_while_hundreds_of_questions_are_asked_and_nothing_restarts_or_fails(
     client: httpx.Client, settings: Settings
 ) -> None:
     before = processes()
@@ -140,14 +140,14 @@ def test_shares_change_while_a_thousand_questions_are_asked_and_nothing_restarts
         def ask(count: int) -> list[str]:
             return list(pool.map(lambda _: model_of(client), range(count)))
 
-        assert_share(ask(450), CANARY, 0.1)
+        assert_share(ask(150), CANARY, 0.1)
         with ThreadPoolExecutor(1) as operator:
             changing = operator.submit(split, settings, f"{FIRST}=50", f"{CANARY}=50")
             during = 0
             while not changing.done() or during < 100:
                 during += len(ask(AT_ONCE))
         assert changing.result() == (f"50.0%  {FIRST}\n50.0%  {CANARY}\nexit 0\n", "")
-        assert_share(ask(450), CANARY, 0.5)
+        assert_share(ask(150), CANARY, 0.5)
     assert OtherService.asked == []
     assert processes() == before
     assert client.get("/info").json()["models"]["split"] == {FIRST: 50, CANARY: 50}
