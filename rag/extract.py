@@ -16,7 +16,7 @@ from rag.claims import Claims, Terms
 from rag.language import language_of
 from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
 from rag.step_settings import GroundingSettings
-from rag.types import Citation
+from rag.types import Citation, Span
 
 # Of the scorer's value, beside the words', in how well a sentence answers. Chosen on nine question sets by the gold
 # phrases that the best sentences of five passages hold; the README has the table.
@@ -35,6 +35,9 @@ SECOND_GAP = 0.1
 
 _ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")
 _ASKS = re.compile(r"[?？]['\"”’)\]*_`]*$")
+_PRONOUN = re.compile(
+    r"(?:It|He|She|They|This|These|Its|His|Her|Their)\b|(?:이는|이것은|이들은|이곳은|그는|그녀는|그것은|그들은|그의|그녀의)\s"
+)
 _FRAGMENT = re.compile(r"^\s*[|`{}<,;)]|\|\s*$")
 
 
@@ -119,17 +122,41 @@ def in_full(grounded: Grounded, question: Claims, terms: Terms) -> Grounded:
     return replace(grounded, text=text, support=1.0, extracted=True)
 
 
-def beyond(extracted: Sequence[Grounded], citations: Sequence[Citation]) -> list[Grounded]:
-    """The extracted sentences of whose quotes an answer with these citations has nothing."""
-    cited = [(citation.document_id, citation.char_start, citation.char_end) for citation in citations]
-    lacking = []
-    for sentence in extracted:
-        assert sentence.quote is not None  # extracted from there
-        chunk = sentence.quote.passage.hit.chunk
-        start, end = chunk.start_char + sentence.quote.start, chunk.start_char + sentence.quote.end
-        if all(document != chunk.document_id or end <= first or last <= start for document, first, last in cited):
-            lacking.append(sentence)
-    return lacking
+def unsaid(sentence: Grounded, evidence: Evidence, citations: Sequence[Citation]) -> Grounded | None:
+    """An extracted sentence as an answer with these citations goes on with it; None where they have of its quote.
+
+    One that begins with a pronoun takes the sentence before it along, which names what is meant: a whole one of the
+    same paragraph that begins with no pronoun itself, of which nothing is cited yet.
+    """
+    assert sentence.quote is not None  # extracted from there
+    quote, chunk = sentence.quote, sentence.quote.passage.hit.chunk
+    cited = [
+        (one.char_start - chunk.start_char, one.char_end - chunk.start_char)
+        for one in citations
+        if one.document_id == chunk.document_id
+    ]
+    if _overlap(quote.start, quote.end, cited):
+        return None
+    if not _PRONOUN.match(sentence.text):
+        return sentence
+    (own,) = [
+        group for passage, group in zip(evidence.passages, evidence.sentences, strict=True) if passage is quote.passage
+    ]
+    before = [one for one in own if one.span[1] <= quote.start]
+    if not before:
+        return sentence
+    start, end = before[-1].span
+    text = plain_text(chunk.text[start:end])
+    if (
+        "\n\n" in chunk.text[end : quote.start]
+        or before[-1].instructs
+        or asks(text)
+        or _is_fragment(text)
+        or _PRONOUN.match(text)
+        or _overlap(start, end, cited)
+    ):
+        return sentence
+    return replace(sentence, text=f"{text} {sentence.text}", quote=Quote(quote.passage, start, quote.end))
 
 
 def asks(text: str) -> bool:
@@ -140,3 +167,7 @@ def asks(text: str) -> bool:
 def _is_fragment(text: str) -> bool:
     """Whether a text is no whole sentence: a heading, a table row, code, or cut short."""
     return not _ENDED.search(text) or _FRAGMENT.search(text) is not None
+
+
+def _overlap(start: int, end: int, spans: Sequence[Span]) -> bool:
+    return any(start < last and first < end for first, last in spans)

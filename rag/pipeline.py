@@ -28,7 +28,7 @@ from rag.config import Settings
 from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, beyond, extract_answer, in_full, question_relevance
+from rag.extract import asks, extract_answer, in_full, question_relevance, unsaid
 from rag.ground import (
     AnswerText,
     Evidence,
@@ -291,9 +291,7 @@ class Flow:
             return [Token(self.abstain())]
         with self.clock.timed("ground"):
             extracted = extract_answer(evidence, relevance, self.settings.grounding)
-        if self.written.text:
-            return self._send(beyond(extracted, self.written.citations))
-        if not extracted:
+        if not extracted and not self.written.text:
             return [Token(self.abstain())]
         return self._send(extracted)
 
@@ -330,6 +328,11 @@ class Flow:
         events: list[Event] = []
         for sentence in sentences:
             known = len(self.written.citations)
+            if sentence.extracted:
+                assert self.evidence is not None
+                if (left := unsaid(sentence, self.evidence, self.written.citations)) is None:
+                    continue
+                sentence = left
             events.append(Token(self.written.add(sentence)))
             events.extend(Cited(citation) for citation in self.written.citations[known:])
         return events
