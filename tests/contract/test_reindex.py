@@ -120,7 +120,11 @@ async def test_questions_go_on_and_each_answer_names_its_version(open_store: Ope
         await found(new_store, 4)
     embed = CountingEmbedder(4)
     report = reindex(open_store(other), embed, other)
-    await asyncio.sleep(TTL_S + 1)  # each process learns of the switch a little later
+    deadline = asyncio.get_running_loop().time() + 60
+    while len(anyone.versions) < 2:  # each process learns of the switch a little later
+        assert asyncio.get_running_loop().time() < deadline, "the switch was not learnt of"
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
     anyone.stop()
     bound.stop()
     assert (anyone.failures, bound.failures) == ([], [])

@@ -124,7 +124,7 @@ def assert_share(models: list[str], of: str, expected: float) -> None:
     assert abs(share - expected) < 5 * (expected * (1 - expected) / len(models)) ** 0.5, Counter(models)
 
 
-def wait_until(fulfilled: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_until(fulfilled: Callable[[], bool], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not fulfilled():
         assert time.monotonic() < deadline, "it never came to that"

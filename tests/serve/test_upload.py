@@ -53,7 +53,7 @@ def client(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
-def wait_until(fulfilled: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
+def wait_until(fulfilled: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not fulfilled():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
