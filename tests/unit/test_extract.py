@@ -48,7 +48,7 @@ def test_the_best_sentence_comes_verbatim_with_its_passage() -> None:
 
 def test_a_second_sentence_only_where_it_comes_close_and_is_wanted() -> None:
     evidence = evidence_of("Alpha is here. Beta is here. Gamma is here.", question="x")
-    near, far = rows([0.8, 0.75, 0.5]), rows([0.8, 0.65, 0.5])
+    near, far = rows([0.8, 0.7, 0.5]), rows([0.8, 0.6, 0.5])
     assert [one.text for one in extract_answer(evidence, near, TWO)] == ["Alpha is here.", "Beta is here."]
     assert [one.text for one in extract_answer(evidence, far, TWO)] == ["Alpha is here."]
     one_wanted = GroundingSettings(extract_sentences=1)
