@@ -71,14 +71,14 @@ def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> 
 def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings: GroundingSettings) -> list[Grounded]:
     """The evidence's own best sentences for the question, best first: one, and more only while they come close.
 
-    Whole sentences in the question's language are preferred over fragments and other languages, and those that have a
-    thing of the kind asked for over others; a sentence that asks (a FAQ's question) is no answer, but lends its
-    relevance to the one after it; one that gives orders to whoever answers is none either. The text is the quote on one
-    line without Markdown; the quote stays verbatim. At most `settings.extract_sentences`; empty when the passages hold
-    no sentence. Ties go to the earlier passage and sentence.
+    Whole sentences in the question's script are preferred over fragments and those in others, which follow none in the
+    question's own, and those that have a thing of the kind asked for over others. A sentence that asks (a FAQ's
+    question) is no answer, but lends its relevance to the one after it; one that gives orders to whoever answers is
+    none either. The text is the quote on one line without Markdown; the quote stays verbatim. At most
+    `settings.extract_sentences`; empty when the passages hold no sentence. Ties go to the earlier passage and sentence.
     """
     language, kind = language_of(evidence.question.text), asked_kind(evidence.question.text)
-    ranked: list[tuple[float, float, EvidenceSentence]] = []
+    ranked: list[tuple[float, float, bool, EvidenceSentence]] = []
     for sentences, row in zip(evidence.sentences, relevance, strict=True):
         lent = 0.0
         for sentence, own in zip(sentences, row.tolist(), strict=True):
@@ -95,12 +95,14 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
             foreign = language_of(text) != language
             rank = relevant - (FRAGMENT_PENALTY if fragment else 0.0) - (FOREIGN_PENALTY if foreign else 0.0)
             rank += KIND_BONUS if kind and offers(sentence.claims, evidence.question, kind) else 0.0
-            ranked.append((rank, relevant, sentence))
+            ranked.append((rank, relevant, foreign, sentence))
     ranked.sort(key=lambda candidate: -candidate[0])
     chosen: list[Grounded] = []
-    for rank, relevant, sentence in ranked:
+    for rank, relevant, foreign, sentence in ranked:
         if len(chosen) == settings.extract_sentences or rank < ranked[0][0] - SECOND_GAP:
             break
+        if foreign and not ranked[0][2]:
+            continue
         quote = Quote(evidence.passages[sentence.passage], *sentence.span)
         text = plain_text(quote.text)
         if text and all(text != other.text for other in chosen):

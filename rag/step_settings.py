@@ -212,7 +212,7 @@ class GroundingSettings(StepSettings):
         description="a generated sentence whose quote answers the question worse than the best evidence by more "
         "than this is replaced",
     )
-    extract_sentences: int = Field(2, ge=1, le=5)
+    extract_sentences: int = Field(3, ge=1, le=5)
     max_sentences: int | None = Field(
         None, ge=1, description="supported sentences after which the LLM is stopped; none: it ends by itself"
     )

@@ -55,6 +55,14 @@ def test_a_second_sentence_only_where_it_comes_close_and_is_wanted() -> None:
     assert [one.text for one in extract_answer(evidence, near, one_wanted)] == ["Alpha is here."]
 
 
+def test_no_sentence_in_another_script_follows_one_in_the_questions() -> None:
+    evidence = evidence_of("Alpha is here.", "베타가 여기 있다.", "Gamma is here.", question="x")
+    found = extract_answer(evidence, rows([0.8], [0.88], [0.75]), TWO)
+    assert [one.text for one in found] == ["Alpha is here.", "Gamma is here."]
+    alone = extract_answer(evidence, rows([0.8], [0.95], [0.75]), TWO)
+    assert [one.text for one in alone] == ["베타가 여기 있다.", "Alpha is here."]
+
+
 def test_ties_go_to_the_earlier_passage_and_sentence() -> None:
     evidence = evidence_of("Alpha is here. Beta is here.", "Gamma is here.", question="x")
     best = extract_answer(evidence, rows([0.5, 0.5], [0.5]), GroundingSettings(extract_sentences=3))
