@@ -66,16 +66,15 @@ def locate_model(reference: str, cache_dir: Path) -> str:
         if (folder / "config.json").is_file():
             return str(folder)
         return str(_export_gguf(_only_gguf(reference, folder), cache_dir))
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model folder {folder} has no config.json; name a folder in Hugging Face layout")
-        return str(folder)
-    if reference.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(reference):
-        raise ModelError(
-            f"model {reference!r} is no folder here; give an existing folder, package:NAME/PATH or a hub name"
-        )
-    return reference
+    return str(_model_folder(reference) or reference)
+
+
+def check_reference(reference: str) -> None:
+    """Raises ModelError where a reference's folder or package is not there; a hub's name is not looked up."""
+    if reference.startswith("package:"):
+        _package_folder(reference)
+    else:
+        _model_folder(reference)
 
 
 def model_file(located: str, filename: str) -> Path:
@@ -220,6 +219,20 @@ def read_format_checks(located: str) -> list[FormatCheck]:
         return []
     saved = json.loads(marker.read_text(encoding="utf-8"))["checks"]
     return [FormatCheck(tuple(check["prompt_token_ids"]), tuple(check["token_ids"])) for check in saved]
+
+
+def _model_folder(reference: str) -> Path | None:
+    """The folder that is meant, None for a hub's name."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model folder {folder} has no config.json; name a folder in Hugging Face layout")
+        return folder
+    if reference.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(reference):
+        raise ModelError(
+            f"model {reference!r} is no folder here; give an existing folder, package:NAME/PATH or a hub name"
+        )
+    return None
 
 
 def _package_folder(reference: str) -> Path:

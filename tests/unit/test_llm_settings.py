@@ -15,7 +15,7 @@ from rag.errors import ModelError, SettingsError
 from rag.models import adapter_rank
 
 FIRST = "smollm2-135m-instruct"
-LARGE: dict[str, Any] = {"model": "/models/large", "model_id": "large"}
+LARGE: dict[str, Any] = {"model": "Qwen/Large", "model_id": "large"}
 
 
 def test_one_llm_is_all_that_there_is_unless_others_are_listed() -> None:
@@ -30,7 +30,7 @@ def test_llms_come_from_a_file_each_with_its_own_serving(tmp_path: Path) -> None
     file.write_text(
         "generator: {fallback: [large]}\n"
         "generators:\n"
-        "  - {model: /models/large, model_id: large, max_tokens: 99, serving: {num_gpus: 1, max_replicas: 3}}\n"
+        "  - {model: Qwen/Large, model_id: large, max_tokens: 99, serving: {num_gpus: 1, max_replicas: 3}}\n"
         "split: {smollm2-135m-instruct: 90, large: 10}\n",
         encoding="utf-8",
     )
@@ -38,9 +38,9 @@ def test_llms_come_from_a_file_each_with_its_own_serving(tmp_path: Path) -> None
     assert list(settings.llms) == [FIRST, "large"]
     assert settings.shares == {FIRST: 90, "large": 10}
     assert settings.llms[FIRST].fallback == ("large",)
-    assert settings.model_references[-1] == "/models/large"
+    assert settings.model_references[-1] == "Qwen/Large"
     own = settings.for_llm("large")
-    assert (own.generator.model, own.generator.max_tokens) == ("/models/large", 99)
+    assert (own.generator.model, own.generator.max_tokens) == ("Qwen/Large", 99)
     assert own.serve.generator.num_gpus == 1
     assert own.serve.port == settings.serve.port
     assert settings.for_llm(FIRST).serve.generator.num_gpus == 0

@@ -9,7 +9,7 @@ from ray.serve._private.build_app import build_app as build_serve_app
 
 from deployments.app import build_app
 from rag.config import Settings, load_settings
-from rag.errors import SettingsError
+from rag.errors import ModelError, SettingsError
 from rag.serve_settings import StageServing
 
 STAGES = {"orchestrator", "embedder", "retriever", "reranker", "generator", "indexer"}
@@ -133,3 +133,16 @@ def test_what_cannot_be_is_refused_with_its_name(serving: dict[str, Any], told: 
         load_settings(profile="embedded", serve={"embedder": serving})
     for part in told:
         assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("/models/none", "'/models/none' is no folder here"), ("package:no_such_llm", "no Python package 'no_such_llm'")],
+)
+def test_a_model_that_is_not_there_is_known_before_a_replica_is_replaced(model: str, said: str) -> None:
+    settings = load_settings(profile="embedded", generator={"model": model, "model_id": "none"})
+    with pytest.raises(ModelError, match=said):
+        build_app(settings)
+    other = [{"model": model, "model_id": "none"}]
+    with pytest.raises(ModelError, match=said):
+        build_app(load_settings(profile="embedded", generators=other))
