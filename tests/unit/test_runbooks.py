@@ -27,7 +27,8 @@ ALERTS = {
     *("RagUnavailable", "RagLatencyHigh", "RagDegraded", "RagAbstentionJump", "RagQueueOld", "RagKvCacheFull"),
     *("RagReplicaRestarts", "RagIngestStuck", "RagDiskFull", "RagMilvusDown"),
 }
-PLAYED = {"oom-spiral", "milvus-lost-or-full", "ingest-stuck"}  # on one machine; each says what was seen
+# On one machine; each says what was seen.
+PLAYED = {"oom-spiral", "milvus-lost-or-full", "ingest-stuck", "autoscaler-oscillation", "bad-model-rollout"}
 COMMANDS: dict[str, click.Command] = {"rag": main, "ray": ray_cli, "serve": serve_cli}
 ROW = re.compile(r"^\| \[[^]]+\]\(([\w-]+\.md)\) \| (.+) \|$", re.MULTILINE)
 
