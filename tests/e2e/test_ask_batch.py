@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 300
 SHORT_LLM = {"RAG_GENERATOR__MAX_MODEL_LEN": "700"}
@@ -58,7 +60,6 @@ def examples() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_where_it_stopped_and_nothing_of_ray_is_left(data_dir: Path) -> None:
     asked = [examples()[number % len(examples())] for number in range(QUESTIONS)]
     source = write(data_dir / "in.jsonl", [{"id": str(n), "question": text} for n, text in enumerate(asked)])
