@@ -21,7 +21,7 @@ from deployments.reranker import CrossEncoder, LateInteraction
 from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.evidence import check_fitted
-from rag.models import check_reference
+from rag.models import adapter_rank, check_reference
 from rag.serve_settings import StageServing, longest_calls_s
 
 # Health checks, readiness and searches come beside the questions that are at work.
@@ -34,13 +34,16 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
 def build_app(settings: Settings) -> Application:
     """The graph: the orchestrator over embedder, retriever, reranker, a generator for each LLM, and indexer.
 
-    Raises SettingsError for an evidence gate that was fitted to other models, and ModelError for a model that is not
-    there: what raises here leaves a running service as it is, while a replica that finds it out took the place of one
-    that served.
+    Raises SettingsError for an evidence gate that was fitted to other models, and ModelError for a model or an adapter
+    that is not there: what raises here leaves a running service as it is, while a replica that finds it out took the
+    place of one that served.
     """
     check_fitted(settings)
     for reference in settings.model_references:
         check_reference(reference)
+    for llm in settings.engines.values():
+        for folder in llm.adapters.values():
+            adapter_rank(folder)
     serving, longest_s = settings.serve, longest_calls_s(settings.deadlines)
     embedder = _deploy(Embedder, settings, serving.embedder, longest_s["embedder"], environment=PATIENT_THREADS)
     retriever = _deploy(Retriever, settings, serving.retriever, longest_s["retriever"])

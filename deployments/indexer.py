@@ -111,10 +111,15 @@ class Indexer:
             raise RuntimeError("the thread that works off the jobs has ended; its traceback is in this replica's log")
         try:
             set_gauge("rag_ingest_jobs_unfinished", await asyncio.to_thread(self._jobs.unfinished))
+        except sqlite3.Error as error:  # a disk that is full makes no replica sick
+            logger.warning("the jobs were not counted: %s", error)
+        try:
             disk = await asyncio.to_thread(shutil.disk_usage, self._settings.data_dir)
-            set_gauge("rag_data_dir_used_ratio", disk.used / (disk.used + disk.free))
-        except (sqlite3.Error, OSError) as error:  # a disk that is full makes no replica sick
-            logger.warning("the jobs, or the disk's free space, were not counted: %s", error)
+        except OSError as error:
+            logger.warning("how full the data directory's disk is was not read: %s", error)
+        else:
+            if disk.total:  # some file systems of a network have no size
+                set_gauge("rag_data_dir_used_ratio", disk.used / (disk.used + disk.free))
         refresh_gauges()
 
     async def _ask(self, question: Callable[[MilvusStore], T]) -> T:

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from rag.answer_kind import asked_kind, offers
-from rag.claims import Claims, Terms
+from rag.claims import Terms
 from rag.language import language_of
 from rag.quotes import Evidence, EvidenceSentence, Grounded, Quote, plain_text
 from rag.step_settings import GroundingSettings
-from rag.types import Citation, Span
+from rag.types import Citation, Passage, Span
 
 # Of the scorer's value, beside the words', in how well a sentence answers. Chosen on nine question sets by the gold
 # phrases that the best sentences of five passages hold; the README has the table.
@@ -110,15 +110,18 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
     return chosen
 
 
-def in_full(grounded: Grounded, question: Claims, terms: Terms) -> Grounded:
+def in_full(grounded: Grounded, evidence: Evidence, terms: Terms) -> Grounded:
     """A weak reader's sentence, or in its place its quote where that says more than the sentence and the question do.
 
-    What the quote says more is often what was asked for. A quote that is a fragment or in another script than the
-    question's takes no sentence's place.
+    What the quote says more is often what was asked for. A quote with a fragment in it, of two paragraphs, or in
+    another script than the question's takes no sentence's place.
     """
-    if grounded.quote is None or _is_fragment(grounded.quote.text):
+    quote, question = grounded.quote, evidence.question
+    if quote is None or "\n\n" in quote.text:
         return grounded
-    text = plain_text(grounded.quote.text)
+    if any(_is_fragment(_plain(quote, one)) for one in _within(quote, evidence)):
+        return grounded
+    text = plain_text(quote.text)
     more = set(terms(text)) - question.terms - set(terms(grounded.text))
     if not more or language_of(text) != language_of(question.text):
         return grounded
@@ -126,40 +129,39 @@ def in_full(grounded: Grounded, question: Claims, terms: Terms) -> Grounded:
 
 
 def unsaid(sentence: Grounded, evidence: Evidence, citations: Sequence[Citation]) -> Grounded | None:
-    """An extracted sentence as an answer with these citations goes on with it; None where they have of its quote.
+    """A sentence as an answer with these citations goes on with it; None for an extracted one that it has already.
 
-    One that begins with a pronoun takes the sentence before it along, which names what is meant: a whole one of the
-    same paragraph that begins with no pronoun itself, of which nothing is cited yet.
+    Of an extracted one the evidence's sentences that are cited are left out. One that begins with a pronoun takes the
+    sentence before it along, which names what is meant: a whole one of the same paragraph that begins with no pronoun
+    itself, of which nothing is cited yet.
     """
-    assert sentence.quote is not None  # extracted from there
+    if not sentence.extracted or sentence.quote is None:
+        return sentence
     quote, chunk = sentence.quote, sentence.quote.passage.hit.chunk
     cited = [
         (one.char_start - chunk.start_char, one.char_end - chunk.start_char)
         for one in citations
         if one.document_id == chunk.document_id
     ]
-    if _overlap(quote.start, quote.end, cited):
+    whole = _within(quote, evidence)
+    left = [one for one in whole if not _overlap(one.span, cited)]
+    if not left:
         return None
+    if len(left) < len(whole):
+        quote = replace(quote, start=left[0].span[0], end=left[-1].span[1])
+        sentence = replace(sentence, text=plain_text(quote.text), quote=quote)
     if not _PRONOUN.match(sentence.text):
         return sentence
-    (own,) = [
-        group for passage, group in zip(evidence.passages, evidence.sentences, strict=True) if passage is quote.passage
-    ]
-    before = [one for one in own if one.span[1] <= quote.start]
-    if not before:
+    earlier = [one for one in _sentences(quote.passage, evidence) if one.span[1] <= quote.start]
+    if not earlier:
         return sentence
-    start, end = before[-1].span
-    text = plain_text(chunk.text[start:end])
-    if (
-        "\n\n" in chunk.text[end : quote.start]
-        or before[-1].instructs
-        or asks(text)
-        or _is_fragment(text)
-        or _PRONOUN.match(text)
-        or _overlap(start, end, cited)
-    ):
+    before, text = earlier[-1], _plain(quote, earlier[-1])
+    apart = "\n\n" in chunk.text[before.span[1] : quote.start]
+    if apart or before.instructs or asks(text) or _is_fragment(text) or _PRONOUN.match(text):
         return sentence
-    return replace(sentence, text=f"{text} {sentence.text}", quote=Quote(quote.passage, start, quote.end))
+    if _overlap(before.span, cited):
+        return sentence
+    return replace(sentence, text=f"{text} {sentence.text}", quote=replace(quote, start=before.span[0]))
 
 
 def asks(text: str) -> bool:
@@ -172,5 +174,21 @@ def _is_fragment(text: str) -> bool:
     return not _ENDED.search(text) or _FRAGMENT.search(text) is not None
 
 
-def _overlap(start: int, end: int, spans: Sequence[Span]) -> bool:
-    return any(start < last and first < end for first, last in spans)
+def _sentences(passage: Passage, evidence: Evidence) -> tuple[EvidenceSentence, ...]:
+    pairs = zip(evidence.passages, evidence.sentences, strict=True)
+    return next(group for known, group in pairs if known is passage)
+
+
+def _within(quote: Quote, evidence: Evidence) -> list[EvidenceSentence]:
+    """The evidence's sentences that a quote is made of."""
+    every = _sentences(quote.passage, evidence)
+    return [one for one in every if quote.start <= one.span[0] and one.span[1] <= quote.end]
+
+
+def _plain(quote: Quote, sentence: EvidenceSentence) -> str:
+    start, end = sentence.span
+    return plain_text(quote.passage.hit.chunk.text[start:end])
+
+
+def _overlap(span: Span, spans: Sequence[Span]) -> bool:
+    return any(span[0] < last and first < span[1] for first, last in spans)

@@ -320,20 +320,18 @@ class Flow:
         )
         adds = set(self.steps.terms(grounded.text)) - evidence.question.terms
         if self.settings.grounding.reader == "weak":
-            grounded = in_full(grounded, evidence.question, self.steps.terms)
+            grounded = in_full(grounded, evidence, self.steps.terms)
         return grounded, bool(adds) and answers_question(grounded, relevance, self.settings.grounding)
 
     def _send(self, sentences: list[Grounded]) -> list[Event]:
+        assert self.evidence is not None
         self.clock.mark("ttft")
         events: list[Event] = []
         for sentence in sentences:
+            if (left := unsaid(sentence, self.evidence, self.written.citations)) is None:
+                continue
             known = len(self.written.citations)
-            if sentence.extracted:
-                assert self.evidence is not None
-                if (left := unsaid(sentence, self.evidence, self.written.citations)) is None:
-                    continue
-                sentence = left
-            events.append(Token(self.written.add(sentence)))
+            events.append(Token(self.written.add(left)))
             events.extend(Cited(citation) for citation in self.written.citations[known:])
         return events
 

@@ -140,7 +140,7 @@ def test_shares_change_while_hundreds_of_questions_are_asked_and_nothing_restart
         def ask(count: int) -> list[str]:
             return list(pool.map(lambda _: model_of(client), range(count)))
 
-        assert_share(ask(150), CANARY, 0.1)
+        assert_share(ask(240), CANARY, 0.1)  # of fewer none at all would be within the deviation
         with ThreadPoolExecutor(1) as operator:
             changing = operator.submit(split, settings, f"{FIRST}=50", f"{CANARY}=50")
             during = 0

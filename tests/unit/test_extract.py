@@ -184,6 +184,18 @@ def test_a_sentence_that_begins_with_a_pronoun_takes_the_one_before_it_along(tex
     assert found.text == said == plain_text(found.quote.text)
 
 
+def test_of_two_sentences_the_one_that_is_cited_is_left_out() -> None:
+    text = "The lamp is of brass. It weighs nine pounds."
+    evidence = evidence_of(text, question="x")
+    first = evidence.sentences[0][0]
+    said = Grounded("It is of brass.", Quote(evidence.passages[0], *first.span), support=1.0)
+    both = Grounded(text, Quote(evidence.passages[0], 0, len(text)), extracted=True)
+    assert lacks(evidence, [both], [said]) == ["It weighs nine pounds."]
+    assert lacks(evidence, [both], [both]) == []
+    own = Grounded("It weighs nine.", both.quote)
+    assert lacks(evidence, [own], [said]) == ["It weighs nine."]  # the LLM's, which says what it says
+
+
 def test_the_sentence_before_is_not_said_twice() -> None:
     evidence = evidence_of("The lamp is new. It burns.", question="x")
     both = [
@@ -214,6 +226,8 @@ async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evide
         pytest.param("Since 1920 it is of brass.", "The lamp is of brass, since 1920.", "same", id="says_all"),
         pytest.param("It is of brass.", "Which lamp is of brass.", "same", id="the_rest_is_the_question"),
         pytest.param("The lamp is of brass.", "| lamp | brass | 1920 |", "same", id="fragment"),
+        pytest.param("The lamp is of brass.", "# The lamp of Harrow\nIt is of brass.", "same", id="heading"),
+        pytest.param("The lamp is of brass.", "It hangs.\n\nThe lamp is of brass.", "same", id="two_paragraphs"),
         pytest.param("The lamp is of brass.", "그 등은 1920년부터 brass로 만든다.", "same", id="another_script"),
     ],
 )
@@ -222,14 +236,14 @@ def test_a_sentence_that_says_less_than_its_quote_is_said_by_the_quote(
 ) -> None:
     evidence = evidence_of(quote, question="Which lamp is it?")
     sentence = Grounded(said, Quote(evidence.passages[0], 0, len(quote)), 0.7, 0.6)
-    found = in_full(sentence, evidence.question, terms)
+    found = in_full(sentence, evidence, terms)
     if given:
         assert found == sentence
     else:
         assert (found.text, found.quote) == ("The lamp is of brass, since 1920.", sentence.quote)
         assert (found.support, found.relevance, found.extracted) == (1.0, 0.6, True)
     unsupported = Grounded(said, None)
-    assert in_full(unsupported, evidence.question, terms) == unsupported
+    assert in_full(unsupported, evidence, terms) == unsupported
 
 
 @pytest.mark.parametrize(("reader", "source"), [("weak", "extracted"), ("strong", "generated")])

@@ -89,10 +89,11 @@ def test_what_cannot_be_is_named_with_what_can(given: dict[str, Any], told: list
         assert part in str(refused.value)
 
 
-def test_each_llm_is_a_deployment_of_its_own() -> None:
+def test_each_llm_is_a_deployment_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}', encoding="utf-8")
     others = [
         {**LARGE, "serving": {"num_cpus": 2, "max_replicas": 3}},
-        {**LARGE, "model_id": "org/two", "adapters": {"tuned": "/models/tuned"}},
+        {**LARGE, "model_id": "org/two", "adapters": {"tuned": str(tmp_path)}},
     ]
     settings = load_settings(profile="embedded", generators=others)
     built = build_serve_app(build_app(settings), name="rag")

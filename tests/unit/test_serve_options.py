@@ -146,3 +146,9 @@ def test_a_model_that_is_not_there_is_known_before_a_replica_is_replaced(model: 
     other = [{"model": model, "model_id": "none"}]
     with pytest.raises(ModelError, match=said):
         build_app(load_settings(profile="embedded", generators=other))
+
+
+def test_an_adapter_that_is_not_there_is_known_as_early() -> None:
+    settings = load_settings(profile="embedded", generator={"adapters": {"tuned": "/models/none"}})
+    with pytest.raises(ModelError, match="the adapter's folder /models/none is not there"):
+        build_app(settings)
