@@ -30,8 +30,8 @@ FOREIGN_PENALTY = 0.1
 # What a sentence gains that has a thing of the kind asked for (a date for "when"). Chosen on nine question sets by
 # the gold phrases that the best sentences hold, see the README.
 KIND_BONUS = 0.1
-# How close to the best sentence a second one has to come. Chosen on nine question sets, between answers that hold the
-# gold phrase more often and quotes beside the point, see the README.
+# How close to the best sentence each further one has to come. Chosen on nine question sets, between answers that hold
+# the gold phrase more often and quotes beside the point, see the README.
 SECOND_GAP = 0.15
 
 _ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")

@@ -220,28 +220,29 @@ async def test_a_weak_readers_answer_gets_the_close_second_sentence_of_the_evide
 
 
 @pytest.mark.parametrize(
-    ("said", "quote", "given"),
+    ("said", "quote", "whole"),
     [
-        pytest.param("A lamp is of brass.", "The **lamp** is of brass, since 1920.", None, id="says_less"),
-        pytest.param("Since 1920 it is of brass.", "The lamp is of brass, since 1920.", "same", id="says_all"),
-        pytest.param("It is of brass.", "Which lamp is of brass.", "same", id="the_rest_is_the_question"),
-        pytest.param("The lamp is of brass.", "| lamp | brass | 1920 |", "same", id="fragment"),
-        pytest.param("The lamp is of brass.", "# The lamp of Harrow\nIt is of brass.", "same", id="heading"),
-        pytest.param("The lamp is of brass.", "It hangs.\n\nThe lamp is of brass.", "same", id="two_paragraphs"),
-        pytest.param("The lamp is of brass.", "그 등은 1920년부터 brass로 만든다.", "same", id="another_script"),
+        pytest.param(
+            "A lamp is of brass.",
+            "The **lamp** is of brass, since 1920.",
+            "The lamp is of brass, since 1920.",
+            id="says_less",
+        ),
+        pytest.param("Since 1920 it is of brass.", "The lamp is of brass, since 1920.", None, id="says_all"),
+        pytest.param("It is of brass.", "Which lamp is of brass.", None, id="the_rest_is_the_question"),
+        pytest.param("The lamp is of brass.", "| lamp | brass | 1920 |", None, id="fragment"),
+        pytest.param("The lamp is of brass.", "# The lamp of Harrow\nIt is of brass.", None, id="heading"),
+        pytest.param("The lamp is of brass.", "It hangs.\n\nThe lamp is of brass.", None, id="two_paragraphs"),
+        pytest.param("The lamp is of brass.", "그 등은 1920년부터 brass로 만든다.", None, id="another_script"),
     ],
 )
 def test_a_sentence_that_says_less_than_its_quote_is_said_by_the_quote(
-    said: str, quote: str, given: str | None
+    said: str, quote: str, whole: str | None
 ) -> None:
     evidence = evidence_of(quote, question="Which lamp is it?")
     sentence = Grounded(said, Quote(evidence.passages[0], 0, len(quote)), 0.7, 0.6)
-    found = in_full(sentence, evidence, terms)
-    if given:
-        assert found == sentence
-    else:
-        assert (found.text, found.quote) == ("The lamp is of brass, since 1920.", sentence.quote)
-        assert (found.support, found.relevance, found.extracted) == (1.0, 0.6, True)
+    replaced = Grounded(whole, sentence.quote, 1.0, 0.6, extracted=True) if whole else sentence
+    assert in_full(sentence, evidence, terms) == replaced
     unsupported = Grounded(said, None)
     assert in_full(unsupported, evidence, terms) == unsupported
 
