@@ -4,8 +4,10 @@ A service of its own with the embedded profile, its caches off, FOLDER ingested.
 models in a process of their own at several batch sizes, what two busy cores do together, and ONE client of the service
 (CPU seconds of each process a request, and its latencies). From these the simulation (eval.queueing) predicts the rates
 for more clients, on the cores that processes which are not the service's left to it in that time; `other_cores` says
-how many they took, and with more than a tenth of one the figures are of a busy machine. Each request asks something
-else. Exit status 1 when a predicted rate is off by more than 15 %. The last line of stdout is one JSON document.
+how many they took, and with more than a tenth of one the figures are of a busy machine. The one client asks a sample of
+the questions once, every load whole rounds of the same ones, since what a question needs of the LLM differs by far more
+than the loads do. Exit status 1 when a predicted rate is off by more than 15 %. The last line of stdout is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
 import time
@@ -29,7 +32,7 @@ from typing import Any
 import psutil
 
 from eval.bench import run_raw, work_folder
-from eval.bench_http import MANY, read_questions, say
+from eval.bench_http import read_questions, say
 from eval.bench_load import Body, asks, searches
 from eval.bench_service import BenchError, ingest, started_service
 from eval.bench_tables import format_table
@@ -41,6 +44,7 @@ from rag.errors import RagError
 TOLERANCE = 0.15
 BATCHES = (1, 2, 4, 8)
 CLIENTS = {"search": (2, 4, 8, 16), "ask": (2, 4, 8)}
+SAMPLE = {"search": 200, "ask": 40}  # questions
 SIMULATED = 3000  # requests
 # Every replica of the check has one thread for its model: a second one would spin while it waits for the first.
 VARIABLES = {
@@ -224,20 +228,20 @@ def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line,
     return embed, decode, {"embed": calls, "decode": written}
 
 
-async def load(url: str, clients: int, body: Body, seconds: float, first: int) -> Load[dict[str, Any]]:
-    """A closed loop for so many seconds, its requests numbered from `first`. Raises BenchError when one fails or
-    lacks a stage: what was left out was not paid for."""
+async def load(url: str, clients: int, body: Body, requests: int) -> Load[dict[str, Any]]:
+    """A closed loop of so many requests, always the same ones. Raises BenchError when one fails or lacks a stage:
+    what was left out was not paid for."""
     connections = [Connection(url, timeout_s=120.0) for _ in range(clients)]
 
     def worker(connection: Connection) -> Any:
         async def call(number: int) -> dict[str, Any]:
-            path, asked = body(first + number)
+            path, asked = body(number)
             return await connection.post_json(path, asked)
 
         return call
 
     try:
-        found = await run_load([worker(one) for one in connections], requests=MANY, limit_s=seconds)
+        found = await run_load([worker(one) for one in connections], requests=requests, limit_s=math.inf)
     finally:
         for one in connections:
             one.close()
@@ -247,13 +251,13 @@ async def load(url: str, clients: int, body: Body, seconds: float, first: int) -
     return found
 
 
-async def fit_one_client(url: str, pid: int, body: Body, seconds: float) -> Fit:
-    """CPU time by group of processes: while nothing is asked, and while one client asks."""
-    await load(url, 1, body, seconds / 3, 0)
+async def fit_one_client(url: str, pid: int, body: Body, requests: int, seconds: float) -> Fit:
+    """CPU time by group of processes: half of the seconds while nothing is asked, and while one client asks."""
+    await load(url, 1, body, math.ceil(requests / 4))
     idle = cpu_by_group(pid)
     await asyncio.sleep(seconds / 2)
     idle_rate = {name: 2 * (spent - idle.get(name, 0.0)) / seconds for name, spent in cpu_by_group(pid).items()}
-    found, spent, other = await watched_load(url, pid, 1, body, seconds, 1_000_000)
+    found, spent, other = await watched_load(url, pid, 1, body, requests)
     cpu_s = {name: (one - idle_rate.get(name, 0.0) * found.seconds) / len(found.results) for name, one in spent.items()}
     return Fit(
         {name: max(one, 0.0) for name, one in cpu_s.items()},
@@ -266,12 +270,12 @@ async def fit_one_client(url: str, pid: int, body: Body, seconds: float) -> Fit:
 
 
 async def watched_load(
-    url: str, pid: int, clients: int, body: Body, seconds: float, first: int
+    url: str, pid: int, clients: int, body: Body, requests: int
 ) -> tuple[Load[dict[str, Any]], dict[str, float], float]:
     """A load, the CPU seconds that each group of processes and the client had in it, and the cores that were busy for
     somebody else: a machine that is not alone is another machine."""
     before, own, busy = cpu_by_group(pid), time.process_time(), _busy_s()
-    found = await load(url, clients, body, seconds, first)
+    found = await load(url, clients, body, requests)
     after = cpu_by_group(pid)
     spent = {"client": time.process_time() - own, **{name: after[name] - before.get(name, 0.0) for name in after}}
     return found, spent, max(_busy_s() - busy - sum(spent.values()), 0.0) / found.seconds
@@ -294,13 +298,13 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
     with started_service(variables, work / "serve.txt") as service:
         ingested = ingest(variables, folder)
         say("one client")
-        fit = asyncio.run(fit_one_client(service.url, service.pid, body, seconds))
+        fit = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
+        asked = whole_rounds(len(questions), mean(fit.latencies_s), seconds)
         model = Model(route, fit, embed, decode, speeds)
         rows = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
-            first = clients * 10_000_000
-            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, seconds, first))
+            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, asked))
             cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
             # Of this load the prediction knows what others took of the cores, and nothing of the service.
             row = compare(clients, model.run(clients, other), found)
@@ -333,6 +337,11 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
     }
 
 
+def whole_rounds(questions: int, each_s: float, seconds: float) -> int:
+    """Requests that ask every question equally often, and of which one client has so many seconds' at least."""
+    return math.ceil(seconds / (each_s * questions)) * questions
+
+
 def compare(clients: int, predicted: Simulated, found: Load[Any]) -> dict[str, Any]:
     """Predicted beside measured; `ratio` is of the rates."""
     measured = found.summary()
@@ -362,14 +371,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="documents to ingest")
     parser.add_argument("questions", type=Path, help="a file of questions about them, one a line")
     parser.add_argument("--route", choices=sorted(CLIENTS), default="search", help="what is asked (search)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load (20)")
+    parser.add_argument("--sample", type=int, help="so many of the questions, by chance (search 200, ask 40)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that a load takes one client at least (20)")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service is ended then, too
     try:
         if not (questions := read_questions(chosen.questions)):
             raise BenchError(f"{chosen.questions} has no question; write one a line")
+        sample = Random(0).sample(questions, min(chosen.sample or SAMPLE[chosen.route], len(questions)))
         with work_folder() as work:
-            report = run(chosen.folder, questions, chosen.route, chosen.seconds, work)
+            report = run(chosen.folder, sample, chosen.route, chosen.seconds, work)
     except (BenchError, RagError, OSError) as error:
         say(str(error))
         return 1

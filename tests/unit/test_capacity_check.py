@@ -15,7 +15,7 @@ import pytest
 
 from eval.bench_load import asks, searches
 from eval.bench_service import BenchError
-from eval.capacity_check import compare, fit_one_client, load, measure_speeds, table
+from eval.capacity_check import compare, fit_one_client, load, measure_speeds, table, whole_rounds
 from eval.load import Load
 from eval.queueing import Station, Visit, simulate_closed
 
@@ -48,11 +48,11 @@ async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
         url,
         asked,
     ):
-        fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 0.6)
-    assert len(set(asked)) == len(asked)  # no request is asked again
+        fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 8, 0.1)
+    assert asked == ["a 0", "b 1", *(f"{'ab'[number % 2]} {number}" for number in range(8))]
     assert set(fit.tokens) == {7}
     assert fit.generate_s == pytest.approx(0.003)
-    assert len(fit.latencies_s) == len(fit.tokens)
+    assert len(fit.latencies_s) == len(fit.tokens) == 8
     assert fit.cpu_s["client"] >= 0.004  # server and client are one process here
     assert min(fit.latencies_s) >= 0.004
 
@@ -60,9 +60,14 @@ async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
 async def test_what_was_left_out_ends_the_check() -> None:
     async with serving({"degraded": ["rerank"]}) as (url, _):
         with pytest.raises(BenchError, match="rerank"):
-            await load(url, 2, searches(["a"]), 0.05, 0)
+            await load(url, 2, searches(["a"]), 3)
     with pytest.raises(BenchError, match="connection failed"):
-        await load(url, 1, searches(["a"]), 0.05, 0)
+        await load(url, 1, searches(["a"]), 3)
+
+
+@pytest.mark.parametrize(("seconds", "requests"), [(1.0, 40), (40.0, 40), (41.0, 80), (90.0, 120)])
+def test_every_load_asks_each_question_equally_often(seconds: float, requests: int) -> None:
+    assert whole_rounds(40, 1.0, seconds) == requests
 
 
 def test_a_row_sets_the_two_side_by_side() -> None:
