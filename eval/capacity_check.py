@@ -76,7 +76,7 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Fit:
     """What one client saw: CPU seconds a request by group of processes, each request's latency and LLM tokens, and the
-    mean seconds that a request waited for the LLM: its engine's threads spin, so that its CPU time is no work."""
+    mean seconds that it waited for the LLM: the engine's threads spin, so that its CPU time says only how many work."""
 
     cpu_s: dict[str, float]
     idle_cores: float
@@ -122,6 +122,8 @@ class Model:
         answered = sum(count > 0 for count in fit.tokens) or 1
         decoding_s = tokens * (self._decode.fixed_s + self._decode.each_s)
         self._prefill_s = max(fit.generate_s - decoding_s, 0.0) * len(fit.tokens) / answered
+        engine_s = fit.cpu_s.get("vLLM engine", 0.0)
+        self._llm_threads = max(round(engine_s / fit.generate_s), 1) if fit.generate_s else 1
         self._speeds = speeds
         self._pause_s = 0.0
         self._pause_s = max(mean(fit.latencies_s) - mean(self.run(1, fit.other_cores).latencies_s), 0.0)
@@ -133,6 +135,7 @@ class Model:
             "work_ms": {name: round(spent * 1000, 3) for name, spent in self._work_s.items()},
             "embed_batch_ms": [round(1000 * self._embed.fixed_s, 3), round(1000 * self._embed.each_s, 3)],
             "decode_step_ms": [round(1000 * self._decode.fixed_s, 3), round(1000 * self._decode.each_s, 3)],
+            "llm_threads": self._llm_threads,
             "prefill_ms": round(1000 * self._prefill_s, 3),
             "pause_ms": round(1000 * self._pause_s, 3),
             "idle_cores": round(self._fit.idle_cores, 3),
@@ -169,7 +172,7 @@ class Model:
         stations = [one for one in stations if one.name not in {"Embedder", "LLM", "pause"}]
         stations += [
             Station("Embedder", 1, 64, self._embed.fixed_s),
-            Station("LLM", 1, 16, self._decode.fixed_s),
+            Station("LLM", 1, 16, self._decode.fixed_s, self._llm_threads),
             Station("pause", None),
         ]
         return simulate_closed(stations, self._flow, clients=clients, requests=SIMULATED, speeds=speeds)
@@ -224,7 +227,8 @@ def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line,
     asked = {"prompts": prompts, "runs": runs, "limit_s": 40, "max_tokens": 32, "warm_up_tokens": 4}
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
     written = run_raw("generate", asked, environment | settings | {"HF_HUB_OFFLINE": "1"}, work)["runs"]
-    decode = fit_line([(one["concurrency"], one["concurrency"] / one["output_tokens_per_s"]) for one in written])
+    # The time between two tokens: their rate has the prompts' reading in it, which here is a service time of its own.
+    decode = fit_line([(one["concurrency"], one["tpot_p50_ms"] / 1000) for one in written])
     return embed, decode, {"embed": calls, "decode": written}
 
 

@@ -38,17 +38,19 @@ def mean_wait_s(servers: int, rate: float, service_s: float) -> float:
 class Station:
     """A stage: `servers` calls or batches at once, first come, first served; None: a pause that takes no core.
 
-    A free server takes up to `max_batch` waiting calls together: `fixed_s` of work beside the calls' own.
+    A free server takes up to `max_batch` waiting calls together: `fixed_s` of work beside the calls' own. Each server
+    keeps so many cores busy at once as it has `threads`, its work the time of all of them with a core each.
     """
 
     name: str
     servers: int | None = 1
     max_batch: int = 1
     fixed_s: float = 0.0
+    threads: int = 1
 
 
 class Visit(NamedTuple):
-    """Work in seconds of a core that has nothing else to do."""
+    """Work in seconds of a server whose cores have nothing else to do."""
 
     station: str
     work_s: float
@@ -112,7 +114,7 @@ def simulate_closed(
 ) -> Simulated:
     """`clients` that each send their next request when the last is answered, as eval.load's do.
 
-    `speeds[n - 1]` is what n busy cores do in a second, together, beside what one alone does; more than that many calls
+    `speeds[n - 1]` is what n busy cores do in a second, together, beside what one alone does; more threads than that
     share them evenly (processor sharing). None: a core for each. The first tenth of the requests is the warm-up.
     """
     run = _Run(stations, flow, speeds, requests, seed, closed=True)
@@ -137,7 +139,7 @@ def simulate_open(
 
 
 class _Run:
-    """One simulation. All calls on cores run at the same speed, so that they end in the order of the work that each
+    """One simulation. All threads on cores run at the same speed, so that they end in the order of the work that each
     will have had: one heap over a clock of work serves for all of them."""
 
     def __init__(
@@ -157,6 +159,7 @@ class _Run:
         self._now = self._work_done = self._measured_from = 0.0
         self._order = count()
         self._on_cores: list[tuple[float, int, _Queue, list[_Call]]] = []
+        self._busy = 0  # their threads
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ended = 0
         self._found = Simulated(0.0, [], {name: [] for name in self._queues}, {name: [] for name in self._queues})
@@ -178,8 +181,8 @@ class _Run:
         return self._found
 
     def _step(self) -> None:
-        busy = len(self._on_cores)
-        speed = 1.0 if self._speeds is None or not busy else self._speeds[min(busy, len(self._speeds)) - 1] / busy
+        busy = self._busy
+        speed = self._speed(busy) if busy else 1.0
         core_at = self._now + (self._on_cores[0][0] - self._work_done) / speed if busy else float("inf")
         timer_at = self._timers[0][0] if self._timers else float("inf")
         if timer_at <= core_at:
@@ -193,7 +196,12 @@ class _Run:
         for call in calls:
             self._advance(call)
         queue.busy -= 1
+        self._busy -= queue.station.threads
         self._serve(queue)
+
+    def _speed(self, busy: int) -> float:
+        """Of each of so many busy threads."""
+        return 1.0 if self._speeds is None else self._speeds[min(busy, len(self._speeds)) - 1] / busy
 
     def _after(self, seconds: float, fire: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (self._now + seconds, next(self._order), fire))
@@ -228,7 +236,9 @@ class _Run:
                 self._found.batches[station.name].append(len(calls))
             work_s = station.fixed_s + sum(call.branch[call.at].work_s for call in calls)
             queue.busy += 1
-            heapq.heappush(self._on_cores, (self._work_done + work_s, next(self._order), queue, calls))
+            self._busy += station.threads
+            alone = self._speed(station.threads)  # which its work already knows
+            heapq.heappush(self._on_cores, (self._work_done + work_s * alone, next(self._order), queue, calls))
 
     def _advance(self, call: _Call) -> None:
         call.at += 1

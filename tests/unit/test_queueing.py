@@ -84,6 +84,17 @@ def test_two_busy_cores_may_do_less_than_twice() -> None:
     assert run([Station("a", 4)], fixed([[Visit("a", 0.1)]]), 4, [1.0, 1.3]).per_s == pytest.approx(13, rel=0.01)
 
 
+@pytest.mark.parametrize("speeds", [[1.0, 2.0], [1.0, 1.3]])
+def test_a_server_of_two_threads_has_its_time_alone_and_slows_others(speeds: list[float]) -> None:
+    llm, other = Station("llm", threads=2), Station("other")
+    alone = run([llm], fixed([[Visit("llm", 0.1)]]), 1, speeds)
+    assert alone.per_s == pytest.approx(10, rel=0.01)
+    # While both work three threads share the cores, so that each has a third of what they do.
+    beside = run([llm, other], fixed([[Visit("llm", 0.1)], [Visit("other", 10.0)]]), 1, speeds)
+    slowed_s = 0.1 * (speeds[1] / 2) / (speeds[1] / 3)
+    assert mean(beside.latencies_s) == pytest.approx(slowed_s + 10.0 - slowed_s * speeds[1] / 3, rel=0.01)
+
+
 def test_branches_run_side_by_side_and_a_phase_waits_for_all() -> None:
     stations = [Station("a"), Station("b"), Station("pause", None)]
     flow = fixed([[Visit("a", 0.1)], [Visit("b", 0.3)]], [[Visit("pause", 0.2)]])
