@@ -53,6 +53,7 @@ class StageTimes(StepSettings):
         "always", description="new: not for an answer that is remembered; generated: nor for one without the LLM"
     )
     replica_gib: float = Field(gt=0, description="main memory of a replica")
+    replica_cores: float = Field(1.0, gt=0, description="that it keeps busy: an LLM's engine on a CPU has many threads")
     replica_gpus: float = Field(0.0, ge=0)
 
 
@@ -136,8 +137,7 @@ def plan_stage(name: str, times: StageTimes, demand: Demand) -> StagePlan:
         replicas=replicas,
         utilisation=busy,
         wait_s=wait_s,
-        # A replica on a GPU still has a core for its loop; whatever computes on a CPU is one thread.
-        cores=replicas * 1.0,
+        cores=replicas * times.replica_cores,  # one on a GPU still has a core for its loop
         gpus=replicas * times.replica_gpus,
         memory_gib=replicas * times.replica_gib,
     )

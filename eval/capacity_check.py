@@ -4,10 +4,10 @@ A service of its own with the embedded profile, its caches off, FOLDER ingested.
 models in a process of their own at several batch sizes, what two busy cores do together, and ONE client of the service
 (CPU seconds of each process a request, and its latencies). From these the simulation (eval.queueing) predicts the rates
 for more clients, on the cores that processes which are not the service's left to it in that time; `other_cores` says
-how many they took, and with more than a tenth of one the figures are of a busy machine. The one client asks a sample of
-the questions once, every load whole rounds of the same ones, since what a question needs of the LLM differs by far more
-than the loads do. Exit status 1 when a predicted rate is off by more than 15 %. The last line of stdout is one JSON
-document.
+how many they took, and with more than a tenth of one the figures are of a busy machine. Every load asks the one
+client's own requests, whole rounds of a sample of the questions, each with its number: what a question needs of the LLM
+differs by far more than the loads do. Exit status 1 when a predicted rate is off by more than 15 %. The last line of
+stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from statistics import mean
@@ -36,7 +34,7 @@ from eval.bench_http import read_questions, say
 from eval.bench_load import Body, asks, searches
 from eval.bench_service import BenchError, ingest, started_service
 from eval.bench_tables import format_table
-from eval.hardware import TreeUse, cpu_by_group, describe_machine, git_commit
+from eval.hardware import TreeUse, cpu_by_group, describe_machine, git_commit, measure_speeds
 from eval.load import Connection, Load, run_load
 from eval.queueing import Branch, Phase, Simulated, Station, Visit, simulate_closed
 from rag.errors import RagError
@@ -118,10 +116,12 @@ class Model:
         self._work_s = {name: spent / visits[name] for name, spent in known.items()}
         self._work_s["Embedder"] -= self._embed.fixed_s
         tokens = mean(fit.tokens)
-        self._decode = within(decode, fit.generate_s / tokens) if tokens else Line(0.0, 0.0)
+        # What it waited for the LLM, less what others had of the cores meanwhile: as if they had nothing else to do.
+        generate_s = fit.generate_s * (1 - (fit.idle_cores + fit.other_cores) / len(speeds))
+        self._decode = within(decode, generate_s / tokens) if tokens else Line(0.0, 0.0)
         answered = sum(count > 0 for count in fit.tokens) or 1
         decoding_s = tokens * (self._decode.fixed_s + self._decode.each_s)
-        self._prefill_s = max(fit.generate_s - decoding_s, 0.0) * len(fit.tokens) / answered
+        self._prefill_s = max(generate_s - decoding_s, 0.0) * len(fit.tokens) / answered
         engine_s = fit.cpu_s.get("vLLM engine", 0.0)
         self._llm_threads = max(round(engine_s / fit.generate_s), 1) if fit.generate_s else 1
         self._speeds = speeds
@@ -155,7 +155,7 @@ class Model:
         if tokens:
             reading_s = (self._fit.generate_s + cpu_s["Generator"]) / tokens - self._decode.fixed_s
             stages["generator"] = {"call_s": reading_s, "fixed_s": self._decode.fixed_s, "max_batch": BATCHES[-1]}
-            stages["generator"] |= {"calls": tokens, "wanted": "generated"}
+            stages["generator"] |= {"calls": tokens, "wanted": "generated", "replica_cores": self._llm_threads}
         for name, stage in stages.items():
             engine = memory_mib.get("vLLM engine", 0.0) if name == "generator" else 0.0
             stage["replica_gib"] = round((memory_mib.get(name.capitalize(), 0.0) + engine) / 1024, 2)
@@ -191,27 +191,6 @@ class Model:
             return [Visit(name, self._work_s[name] * share) for name in names]
 
         return [[branch(names) for names in phase] for phase in self._way if phase != [["LLM"]] or tokens]
-
-
-def measure_speeds(seconds: float = 2.0) -> list[float]:
-    """What 1, 2, ... processes that only compute do together, beside what one does alone: for each CPU second that
-    they have, so that others who take some of those change nothing. Below 2 where two cores are one's two threads."""
-    cores = len(psutil.Process().cpu_affinity() or [0])
-    done = []
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_spin, [0.5] * cores))
-        for busy in range(1, cores + 1):
-            done.append(sum(pool.map(_spin, [seconds] * busy)))
-    return [one / done[0] for one in done]
-
-
-def _spin(seconds: float) -> float:
-    """Rounds in a CPU second."""
-    began, ends, rounds = time.process_time(), time.perf_counter() + seconds, 0
-    while time.perf_counter() < ends:
-        sum(range(2000))
-        rounds += 1
-    return rounds / (time.process_time() - began)
 
 
 def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line, dict[str, Any]]:
@@ -255,13 +234,14 @@ async def load(url: str, clients: int, body: Body, requests: int) -> Load[dict[s
     return found
 
 
-async def fit_one_client(url: str, pid: int, body: Body, requests: int, seconds: float) -> Fit:
-    """CPU time by group of processes: half of the seconds while nothing is asked, and while one client asks."""
-    await load(url, 1, body, math.ceil(requests / 4))
+async def fit_one_client(url: str, pid: int, body: Body, questions: int, seconds: float) -> Fit:
+    """CPU time by group of processes: half of the seconds while nothing is asked, and while one client asks for all of
+    them, and to the end of a round of so many questions."""
+    warm_up = await load(url, 1, body, math.ceil(questions / 4))
     idle = cpu_by_group(pid)
     await asyncio.sleep(seconds / 2)
     idle_rate = {name: 2 * (spent - idle.get(name, 0.0)) / seconds for name, spent in cpu_by_group(pid).items()}
-    found, spent, other = await watched_load(url, pid, 1, body, requests)
+    found, spent, other = await watched_load(url, pid, 1, body, whole_rounds(questions, warm_up.per_s, seconds))
     cpu_s = {name: (one - idle_rate.get(name, 0.0) * found.seconds) / len(found.results) for name, one in spent.items()}
     return Fit(
         {name: max(one, 0.0) for name, one in cpu_s.items()},
@@ -303,12 +283,11 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
         ingested = ingest(variables, folder)
         say("one client")
         fit = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
-        asked = whole_rounds(len(questions), mean(fit.latencies_s), seconds)
         model = Model(route, fit, embed, decode, speeds)
         rows = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
-            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, asked))
+            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, len(fit.tokens)))
             cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
             # Of this load the prediction knows what others took of the cores, and nothing of the service.
             row = compare(clients, model.run(clients, other), found)
@@ -341,9 +320,9 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
     }
 
 
-def whole_rounds(questions: int, each_s: float, seconds: float) -> int:
-    """Requests that ask every question equally often, and of which one client has so many seconds' at least."""
-    return math.ceil(seconds / (each_s * questions)) * questions
+def whole_rounds(questions: int, per_s: float, seconds: float) -> int:
+    """Requests that ask every question equally often, as many as take so many seconds at least at such a rate."""
+    return math.ceil(seconds * per_s / questions) * questions
 
 
 def compare(clients: int, predicted: Simulated, found: Load[Any]) -> dict[str, Any]:
@@ -376,7 +355,7 @@ def main() -> int:
     parser.add_argument("questions", type=Path, help="a file of questions about them, one a line")
     parser.add_argument("--route", choices=sorted(CLIENTS), default="search", help="what is asked (search)")
     parser.add_argument("--sample", type=int, help="so many of the questions, by chance (search 200, ask 40)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="that a load takes one client at least (20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that one client has at least (20)")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service is ended then, too
     try:

@@ -1,4 +1,4 @@
-"""The machine that a number was measured on, and what a tree of processes takes of its memory and CPU time."""
+"""The machine that a number was measured on, what its cores do together, and what a tree of processes takes of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -165,3 +167,24 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def measure_speeds(seconds: float = 2.0) -> list[float]:
+    """What 1, 2, ... processes that only compute do together, beside what one does alone: for each CPU second that
+    they have, so that others who take some of those change nothing. Below 2 where two cores are one's two threads."""
+    cores = len(psutil.Process().cpu_affinity() or [0])
+    done = []
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_spin, [0.5] * cores))
+        for busy in range(1, cores + 1):
+            done.append(sum(pool.map(_spin, [seconds] * busy)))
+    return [one / done[0] for one in done]
+
+
+def _spin(seconds: float) -> float:
+    """Rounds in a CPU second."""
+    began, ends, rounds = time.process_time(), time.perf_counter() + seconds, 0
+    while time.perf_counter() < ends:
+        sum(range(2000))
+        rounds += 1
+    return rounds / (time.process_time() - began)

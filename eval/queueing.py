@@ -237,8 +237,8 @@ class _Run:
             work_s = station.fixed_s + sum(call.branch[call.at].work_s for call in calls)
             queue.busy += 1
             self._busy += station.threads
-            alone = self._speed(station.threads)  # which its work already knows
-            heapq.heappush(self._on_cores, (self._work_done + work_s * alone, next(self._order), queue, calls))
+            own = self._speed(station.threads) / self._speed(1)  # that its threads slow each other its work knows
+            heapq.heappush(self._on_cores, (self._work_done + work_s * own, next(self._order), queue, calls))
 
     def _advance(self, call: _Call) -> None:
         call.at += 1

@@ -55,6 +55,11 @@ def test_batches_share_their_own_part() -> None:
     assert found.wait_s is None
 
 
+def test_a_replica_of_many_threads_has_as_many_cores() -> None:
+    found = plan_stage("s", StageTimes(call_s=0.2, replica_gib=1, replica_cores=2), demand())
+    assert (found.replicas, found.cores) == (3, 6)
+
+
 def test_a_load_that_fits_exactly_needs_no_more() -> None:
     assert plan_stage("s", StageTimes(call_s=0.07, replica_gib=1), demand(questions_per_s=30)).replicas == 3
 
@@ -250,6 +255,7 @@ def test_one_clients_figures_are_service_times() -> None:
     embedder, generator = found.stages["embedder"], found.stages["generator"]
     assert (embedder.fixed_s, embedder.call_s, embedder.replica_gib) == (0.02, 0.08, 0.5)
     assert (generator.calls, generator.fixed_s, generator.replica_gib) == (5, 0.005, 1.0)
+    assert generator.replica_cores == 1  # 0.1 s of CPU time in the 0.1 s that were waited for it
     assert generator.calls * (generator.fixed_s + generator.call_s) == pytest.approx(0.2)  # engine and replica
     assert found.stages["orchestrator"].call_s == 0.1
 

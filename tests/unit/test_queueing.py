@@ -84,6 +84,12 @@ def test_two_busy_cores_may_do_less_than_twice() -> None:
     assert run([Station("a", 4)], fixed([[Visit("a", 0.1)]]), 4, [1.0, 1.3]).per_s == pytest.approx(13, rel=0.01)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_on_half_a_core_takes_twice_as_long(threads: int) -> None:
+    found = run([Station("a", threads=threads)], fixed([[Visit("a", 0.1)]]), 1, [0.5, 1.0])
+    assert found.per_s == pytest.approx(5, rel=0.01)
+
+
 @pytest.mark.parametrize("speeds", [[1.0, 2.0], [1.0, 1.3]])
 def test_a_server_of_two_threads_has_its_time_alone_and_slows_others(speeds: list[float]) -> None:
     llm, other = Station("llm", threads=2), Station("other")
