@@ -2,12 +2,13 @@
 
 A service of its own with the embedded profile, its caches off, FOLDER ingested. What the model is fitted on: the raw
 models in a process of their own at several batch sizes, what two busy cores do together, and ONE client of the service
-(CPU seconds of each process a request, and its latencies). From these the simulation (eval.queueing) predicts the rates
-for more clients, on the cores that processes which are not the service's left to it in that time; `other_cores` says
-how many they took, and with more than a tenth of one the figures are of a busy machine. Every load asks the one
-client's own requests, whole rounds of a sample of the questions, each with its number: what a question needs of the LLM
-differs by far more than the loads do. Exit status 1 when a predicted rate is off by more than 15 %. The last line of
-stdout is one JSON document.
+(CPU seconds of each process a request, and its latencies), before the loads and again after them, since a machine that
+others share is faster at one time than at another. From these the simulation (eval.queueing) predicts the rates for
+more clients, on the cores that processes which are not the service's left to it in that time; `other_cores` says how
+many they took, and with more than a tenth of one the figures are of a busy machine. Every load asks the one client's
+own requests, whole rounds of a sample of the questions, each with its number: what a question needs of the LLM differs
+by far more than the loads do. Exit status 1 when a predicted rate is off by more than 15 %. The last line of stdout is
+one JSON document.
 """
 
 from __future__ import annotations
@@ -253,6 +254,19 @@ async def fit_one_client(url: str, pid: int, body: Body, questions: int, seconds
     )
 
 
+def both(first: Fit, last: Fit) -> Fit:
+    """The mean of two, each with the same weight; latencies and tokens of the requests of both."""
+    names = {**first.cpu_s, **last.cpu_s}
+    return Fit(
+        {name: (first.cpu_s.get(name, 0.0) + last.cpu_s.get(name, 0.0)) / 2 for name in names},
+        (first.idle_cores + last.idle_cores) / 2,
+        first.latencies_s + last.latencies_s,
+        first.tokens + last.tokens,
+        (first.generate_s + last.generate_s) / 2,
+        (first.other_cores + last.other_cores) / 2,
+    )
+
+
 async def watched_load(
     url: str, pid: int, clients: int, body: Body, requests: int
 ) -> tuple[Load[dict[str, Any]], dict[str, float], float]:
@@ -282,19 +296,25 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
     with started_service(variables, work / "serve.txt") as service:
         ingested = ingest(variables, folder)
         say("one client")
-        fit = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
-        model = Model(route, fit, embed, decode, speeds)
-        rows = []
+        first = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
+        requests = len(first.tokens)
+        loads = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
-            found, spent, other = asyncio.run(watched_load(service.url, service.pid, clients, body, len(fit.tokens)))
-            cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
-            # Of this load the prediction knows what others took of the cores, and nothing of the service.
-            row = compare(clients, model.run(clients, other), found)
-            rows.append({**row, "other_cores": round(other, 3), "cpu_ms_a_request": cpu_ms})
+            loads.append(asyncio.run(watched_load(service.url, service.pid, clients, body, requests)))
+        say("one client again")
+        last = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
         with TreeUse(service.pid) as memory:
             time.sleep(1)
         say("stopping")
+    fit = both(first, last)
+    model = Model(route, fit, embed, decode, speeds)
+    rows = []
+    for clients, (found, spent, other) in zip(CLIENTS[route], loads, strict=True):
+        cpu_ms = {name: round(1000 * one / len(found.results), 2) for name, one in spent.items()}
+        # Of this load the prediction knows what others took of the cores, and nothing of the service.
+        row = compare(clients, model.run(clients, other), found)
+        rows.append({**row, "other_cores": round(other, 3), "cpu_ms_a_request": cpu_ms})
     return {
         "commit": git_commit(),
         "hardware": describe_machine(),
@@ -304,6 +324,7 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
         "core_speeds": [round(speed, 3) for speed in speeds],
         "one_client": {
             "requests": len(fit.latencies_s),
+            "mean_ms_before_and_after": [round(1000 * mean(one.latencies_s), 2) for one in (first, last)],
             "mean_ms": round(1000 * mean(fit.latencies_s), 2),
             "tokens": round(mean(fit.tokens), 2),
             "generate_ms": round(1000 * fit.generate_s, 2),

@@ -15,7 +15,7 @@ import pytest
 
 from eval.bench_load import asks, searches
 from eval.bench_service import BenchError
-from eval.capacity_check import compare, fit_one_client, load, table, whole_rounds
+from eval.capacity_check import Fit, both, compare, fit_one_client, load, table, whole_rounds
 from eval.hardware import measure_speeds
 from eval.load import Load
 from eval.queueing import Station, Visit, simulate_closed
@@ -58,6 +58,13 @@ async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
     assert len(fit.tokens) >= 4
     assert fit.cpu_s["client"] >= 0.004  # server and client are one process here
     assert min(fit.latencies_s) >= 0.004
+
+
+def test_the_one_client_before_and_the_one_after_count_alike() -> None:
+    joined = both(
+        Fit({"a": 1.0, "b": 2.0}, 0.25, [0.1, 0.1], [1, 1], 0.5), Fit({"a": 3.0}, 0.75, [0.3], [4], 0.25, 0.5)
+    )
+    assert joined == Fit({"a": 2.0, "b": 1.0}, 0.5, [0.1, 0.1, 0.3], [1, 1, 4], 0.375, 0.25)
 
 
 async def test_what_was_left_out_ends_the_check() -> None:
