@@ -37,11 +37,11 @@ def make_heads(hidden_size: int) -> Any:
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Any:
-    """Tensors of [CLS] question [SEP] passage [SEP], and `offset_mapping`; the passage's end is cut at the limit."""
+    """Tensors of [CLS] question [SEP] passage [SEP], and `offset_mapping`; the longer one's end is cut at the limit."""
     return tokenizer(
         [question for question, _ in pairs],
         [passage for _, passage in pairs],
-        truncation="only_second",
+        truncation="longest_first",
         max_length=max_tokens,
         padding=True,
         return_tensors="pt",
@@ -126,7 +126,7 @@ class AnswerabilityScorer:
         if not pairs:
             return scores
         questions, passages = [question for question, _ in pairs], [passage for _, passage in pairs]
-        ids = self._tokenizer(questions, passages, truncation="only_second", max_length=self._max_tokens)["input_ids"]
+        ids = self._tokenizer(questions, passages, truncation="longest_first", max_length=self._max_tokens)["input_ids"]
         for batch in token_bounded_batches([len(one) for one in ids], self._batch_tokens):
             tokens = encode_pairs(self._tokenizer, [pairs[index] for index in batch], self._max_tokens)
             with torch.inference_mode():

@@ -245,6 +245,13 @@ def test_the_scorer_reads_the_saved_adapter(base: str, tmp_path: Path) -> None:
     assert scorer.score([]).shape == (0,)
 
 
+def test_a_question_longer_than_the_limit_is_cut_too(base: str, tmp_path: Path) -> None:
+    Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER)
+    scorer = AnswerabilityScorer(base, tmp_path / ADAPTER, max_tokens=16)
+    scores = scorer.score([(f"{ROW.question} " * 9, PASSAGE), (ROW.question, PASSAGE)])
+    assert ((scores > 0) & (scores < 1)).all()
+
+
 def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
