@@ -129,7 +129,9 @@ def measure_raw(measured: dict[str, Any], plan: Plan, settings: Settings, folder
         "max_tokens": plan.max_tokens or generator.max_tokens,
         "warm_up_tokens": WARM_UP_TOKENS,
     }
-    on_cpu = {"VLLM_CPU_KVCACHE_SPACE": str(generator.kv_cache_gib)} if generator.accelerator == "cpu" else {}
+    # On all cores, as the service's engine.
+    all_cores = {"VLLM_CPU_KVCACHE_SPACE": str(generator.kv_cache_gib), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    on_cpu = all_cores if generator.accelerator == "cpu" else {}
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     return {"encode": encode, "generate": run_raw("generate", generate_task, on_cpu | quiet | offline, folder)}
 

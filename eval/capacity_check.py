@@ -28,14 +28,12 @@ from random import Random
 from statistics import mean
 from typing import Any
 
-import psutil
-
 from eval.bench import run_raw, work_folder
 from eval.bench_http import read_questions, say
 from eval.bench_load import Body, asks, searches
 from eval.bench_service import BenchError, ingest, started_service
 from eval.bench_tables import format_table
-from eval.hardware import TreeUse, cpu_by_group, describe_machine, git_commit, measure_speeds
+from eval.hardware import TreeUse, busy_s, cpu_by_group, describe_machine, git_commit, measure_speeds
 from eval.load import Connection, Load, run_load
 from eval.queueing import Branch, Phase, Simulated, Station, Visit, simulate_closed
 from rag.errors import RagError
@@ -45,6 +43,7 @@ BATCHES = (1, 2, 4, 8)
 CLIENTS = {"search": (2, 4, 8, 16), "ask": (2, 4, 8)}
 SAMPLE = {"search": 200, "ask": 40}  # questions
 SIMULATED = 3000  # requests
+LEAST_SPEED = 0.05  # of a core, however much others take
 # Every replica of the check has one thread for its model: a second one would spin while it waits for the first.
 VARIABLES = {
     "RAG_CACHE__EMBEDDINGS": "0",
@@ -117,14 +116,15 @@ class Model:
         self._work_s = {name: spent / visits[name] for name, spent in known.items()}
         self._work_s["Embedder"] -= self._embed.fixed_s
         tokens = mean(fit.tokens)
-        # What it waited for the LLM, less what others had of the cores meanwhile: as if they had nothing else to do.
-        generate_s = fit.generate_s * (1 - (fit.idle_cores + fit.other_cores) / len(speeds))
-        self._decode = within(decode, generate_s / tokens) if tokens else Line(0.0, 0.0)
+        # What it waited for the LLM, less what others had of the cores meanwhile, and what its replica did of it.
+        free = max(1 - (fit.idle_cores + fit.other_cores) / len(speeds), LEAST_SPEED)
+        self._llm_s = max(fit.generate_s * free - known.get("Generator", 0.0), 0.0)
+        self._decode = within(decode, self._llm_s / tokens) if tokens else Line(0.0, 0.0)
         answered = sum(count > 0 for count in fit.tokens) or 1
         decoding_s = tokens * (self._decode.fixed_s + self._decode.each_s)
-        self._prefill_s = max(generate_s - decoding_s, 0.0) * len(fit.tokens) / answered
+        self._prefill_s = max(self._llm_s - decoding_s, 0.0) * len(fit.tokens) / answered
         engine_s = fit.cpu_s.get("vLLM engine", 0.0)
-        self._llm_threads = max(round(engine_s / fit.generate_s), 1) if fit.generate_s else 1
+        self._llm_threads = min(max(round(engine_s / self._llm_s), 1), len(speeds)) if self._llm_s else 1
         self._speeds = speeds
         self._pause_s = 0.0
         self._pause_s = max(mean(fit.latencies_s) - mean(self.run(1, fit.other_cores).latencies_s), 0.0)
@@ -154,7 +154,7 @@ class Model:
             "reranker": {"call_s": cpu_s["Reranker"], "wanted": "new"},
         }
         if tokens:
-            reading_s = (self._fit.generate_s + cpu_s["Generator"]) / tokens - self._decode.fixed_s
+            reading_s = (self._llm_s + cpu_s["Generator"]) / tokens - self._decode.fixed_s
             stages["generator"] = {"call_s": reading_s, "fixed_s": self._decode.fixed_s, "max_batch": BATCHES[-1]}
             stages["generator"] |= {"calls": tokens, "wanted": "generated", "replica_cores": self._llm_threads}
         for name, stage in stages.items():
@@ -168,7 +168,7 @@ class Model:
         nothing is asked."""
         cores = len(self._speeds)
         busy = (self._fit.idle_cores + other_cores) / cores
-        speeds = [max(speed - busy * (index + 1), 0.05) for index, speed in enumerate(self._speeds)]
+        speeds = [max(speed - busy * (index + 1), LEAST_SPEED) for index, speed in enumerate(self._speeds)]
         stations = [Station(name, cores if name in {"HAProxy", "Milvus", "Ray"} else 1) for name in self._work_s]
         stations = [one for one in stations if one.name not in {"Embedder", "LLM", "pause"}]
         stations += [
@@ -188,7 +188,9 @@ class Model:
             if names == ["pause"]:
                 return [Visit("pause", self._pause_s)]
             if names == ["LLM"]:
-                return [Visit("LLM", self._prefill_s), *[Visit("LLM", self._decode.each_s)] * tokens]
+                # The step that reads the prompt writes the first token.
+                first, each_s = Visit("LLM", self._prefill_s + self._decode.each_s), self._decode.each_s
+                return [first, *[Visit("LLM", each_s)] * (tokens - 1)]
             return [Visit(name, self._work_s[name] * share) for name in names]
 
         return [[branch(names) for names in phase] for phase in self._way if phase != [["LLM"]] or tokens]
@@ -206,6 +208,7 @@ def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line,
     runs = [{"concurrency": size, "requests": 4 * size} for size in BATCHES]
     asked = {"prompts": prompts, "runs": runs, "limit_s": 40, "max_tokens": 32, "warm_up_tokens": 4}
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    settings["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # on all cores, as the service's engine
     written = run_raw("generate", asked, environment | settings | {"HF_HUB_OFFLINE": "1"}, work)["runs"]
     # The time between two tokens: their rate has the prompts' reading in it, which here is a service time of its own.
     decode = fit_line([(one["concurrency"], one["tpot_p50_ms"] / 1000) for one in written])
@@ -235,14 +238,12 @@ async def load(url: str, clients: int, body: Body, requests: int) -> Load[dict[s
     return found
 
 
-async def fit_one_client(url: str, pid: int, body: Body, questions: int, seconds: float) -> Fit:
-    """CPU time by group of processes: half of the seconds while nothing is asked, and while one client asks for all of
-    them, and to the end of a round of so many questions."""
-    warm_up = await load(url, 1, body, math.ceil(questions / 4))
+async def fit_one_client(url: str, pid: int, body: Body, requests: int, seconds: float) -> Fit:
+    """CPU time by group of processes: half of the seconds while nothing is asked, and while one client asks."""
     idle = cpu_by_group(pid)
     await asyncio.sleep(seconds / 2)
     idle_rate = {name: 2 * (spent - idle.get(name, 0.0)) / seconds for name, spent in cpu_by_group(pid).items()}
-    found, spent, other = await watched_load(url, pid, 1, body, whole_rounds(questions, warm_up.per_s, seconds))
+    found, spent, other = await watched_load(url, pid, 1, body, requests)
     cpu_s = {name: (one - idle_rate.get(name, 0.0) * found.seconds) / len(found.results) for name, one in spent.items()}
     return Fit(
         {name: max(one, 0.0) for name, one in cpu_s.items()},
@@ -255,7 +256,7 @@ async def fit_one_client(url: str, pid: int, body: Body, questions: int, seconds
 
 
 def both(first: Fit, last: Fit) -> Fit:
-    """The mean of two, each with the same weight; latencies and tokens of the requests of both."""
+    """The mean of two over the same requests; latencies and tokens of both."""
     names = {**first.cpu_s, **last.cpu_s}
     return Fit(
         {name: (first.cpu_s.get(name, 0.0) + last.cpu_s.get(name, 0.0)) / 2 for name in names},
@@ -272,17 +273,11 @@ async def watched_load(
 ) -> tuple[Load[dict[str, Any]], dict[str, float], float]:
     """A load, the CPU seconds that each group of processes and the client had in it, and the cores that were busy for
     somebody else: a machine that is not alone is another machine."""
-    before, own, busy = cpu_by_group(pid), time.process_time(), _busy_s()
+    before, own, busy = cpu_by_group(pid), time.process_time(), busy_s()
     found = await load(url, clients, body, requests)
     after = cpu_by_group(pid)
     spent = {"client": time.process_time() - own, **{name: after[name] - before.get(name, 0.0) for name in after}}
-    return found, spent, max(_busy_s() - busy - sum(spent.values()), 0.0) / found.seconds
-
-
-def _busy_s() -> float:
-    """CPU seconds that this machine has worked since it started."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+    return found, spent, max(busy_s() - busy - sum(spent.values()), 0.0) / found.seconds
 
 
 def run(folder: Path, questions: list[str], route: str, seconds: float, work: Path) -> dict[str, Any]:
@@ -296,14 +291,15 @@ def run(folder: Path, questions: list[str], route: str, seconds: float, work: Pa
     with started_service(variables, work / "serve.txt") as service:
         ingested = ingest(variables, folder)
         say("one client")
-        first = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
-        requests = len(first.tokens)
+        warm_up = asyncio.run(load(service.url, 1, body, math.ceil(len(questions) / 4)))
+        requests = whole_rounds(len(questions), warm_up.per_s, seconds)
+        first = asyncio.run(fit_one_client(service.url, service.pid, body, requests, seconds))
         loads = []
         for clients in CLIENTS[route]:
             say(f"{clients} clients")
             loads.append(asyncio.run(watched_load(service.url, service.pid, clients, body, requests)))
         say("one client again")
-        last = asyncio.run(fit_one_client(service.url, service.pid, body, len(questions), seconds))
+        last = asyncio.run(fit_one_client(service.url, service.pid, body, requests, seconds))
         with TreeUse(service.pid) as memory:
             time.sleep(1)
         say("stopping")
@@ -380,6 +376,8 @@ def main() -> int:
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service is ended then, too
     try:
+        if chosen.seconds <= 0 or (chosen.sample is not None and chosen.sample < 1):
+            raise BenchError("--seconds has to be more than 0, and --sample 1 or more")
         if not (questions := read_questions(chosen.questions)):
             raise BenchError(f"{chosen.questions} has no question; write one a line")
         sample = Random(0).sample(questions, min(chosen.sample or SAMPLE[chosen.route], len(questions)))

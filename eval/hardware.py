@@ -169,6 +169,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def busy_s() -> float:
+    """CPU seconds that this machine has worked since it started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
 def measure_speeds(seconds: float = 2.0) -> list[float]:
     """What 1, 2, ... processes that only compute do together, beside what one does alone: for each CPU second that
     they have, so that others who take some of those change nothing. Below 2 where two cores are one's two threads."""

@@ -7,6 +7,7 @@ from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -249,13 +250,13 @@ def test_the_model_gives_one_client_back_and_shares_the_cores() -> None:
 
 def test_one_clients_figures_are_service_times() -> None:
     names = ("Orchestrator", "Embedder", "Retriever", "Reranker", "Generator", "vLLM engine")
-    fit = Fit(dict.fromkeys(names, 0.1), 0.0, [0.6, 0.6], [10, 0], 0.1)
+    fit = Fit(dict.fromkeys(names, 0.1), 0.0, [0.6, 0.6], [10, 0], 0.2)
     model = Model("ask", fit, Line(0.02, 0.03), Line(0.005, 0.005), [1.0, 2.0])
     found = ServiceTimes.model_validate({**model.service_times(dict.fromkeys(names, 512.0)), "source": "by hand"})
     embedder, generator = found.stages["embedder"], found.stages["generator"]
     assert (embedder.fixed_s, embedder.call_s, embedder.replica_gib) == (0.02, 0.08, 0.5)
     assert (generator.calls, generator.fixed_s, generator.replica_gib) == (5, 0.005, 1.0)
-    assert generator.replica_cores == 1  # 0.1 s of CPU time in the 0.1 s that were waited for it
+    assert generator.replica_cores == 1  # 0.1 s of CPU time in the 0.2 s that were waited for it and its replica
     assert generator.calls * (generator.fixed_s + generator.call_s) == pytest.approx(0.2)  # engine and replica
     assert found.stages["orchestrator"].call_s == 0.1
 
@@ -268,6 +269,15 @@ def test_the_llm_decodes_together() -> None:
     assert alone == pytest.approx(1 / 0.6, rel=0.02)
     # Eight at once: at best 10 steps of 45 + 8 * 5 ms and the prompts, 50 ms each; less where they are out of step.
     assert 3 * alone < eight < 8 / (10 * 0.085 + 8 * 0.05)
+
+
+def test_an_engine_on_both_cores_that_others_use_a_fifth_of() -> None:
+    fit = Fit({"vLLM engine": 0.8, "Orchestrator": 0.0}, 0.2, [0.5], [10], 0.5, 0.2)
+    model = Model("ask", fit, Line(0.0, 0.0), Line(0.02, 0.01), [1.0, 2.0])
+    assert model.described["llm_threads"] == 2
+    assert model.described["prefill_ms"] == pytest.approx(100)  # .5 s on .8 of the cores, less ten steps of 30 ms
+    assert model.described["pause_ms"] == pytest.approx(0, abs=0.01)
+    assert mean(model.run(1, 0.2).latencies_s) == pytest.approx(0.5)
 
 
 def test_a_flow_without_tokens_has_no_llm() -> None:

@@ -49,13 +49,11 @@ async def test_one_client_is_fitted_with_its_own_requests_and_work() -> None:
         url,
         asked,
     ):
-        fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 2, 0.2)
-    assert asked == ["a 0", *(f"{'ab'[number % 2]} {number}" for number in range(len(asked) - 1))]
+        fit = await fit_one_client(url, os.getpid(), asks(["a", "b"]), 8, 0.1)
+    assert asked == [f"{'ab'[number % 2]} {number}" for number in range(8)]
     assert set(fit.tokens) == {7}
     assert fit.generate_s == pytest.approx(0.003)
-    assert len(fit.latencies_s) == len(fit.tokens) == len(asked) - 1
-    assert len(fit.tokens) % 2 == 0
-    assert len(fit.tokens) >= 4
+    assert len(fit.latencies_s) == len(fit.tokens) == 8
     assert fit.cpu_s["client"] >= 0.004  # server and client are one process here
     assert min(fit.latencies_s) >= 0.004
 
