@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.bench_load import asks, searches
 from eval.bench_service import BenchError
-from eval.capacity_check import Fit, both, compare, fit_one_client, load, table, whole_rounds
+from eval.capacity_check import Fit, both, compare, fit_one_client, load, main, table, whole_rounds
 from eval.hardware import measure_speeds
 from eval.load import Load
 from eval.queueing import Station, Visit, simulate_closed
@@ -76,6 +78,22 @@ async def test_what_was_left_out_ends_the_check() -> None:
 @pytest.mark.parametrize(("seconds", "requests"), [(1.0, 40), (40.0, 40), (41.0, 80), (90.0, 120)])
 def test_every_load_asks_each_question_equally_often(seconds: float, requests: int) -> None:
     assert whole_rounds(40, 1.0, seconds) == whole_rounds(40, 2.0, seconds / 2) == requests
+
+
+@pytest.mark.parametrize("wrong", [("--sample", "0"), ("--sample", "-3"), ("--seconds", "0"), ("--seconds", "-1")])
+def test_wrong_numbers_are_refused_before_anything_starts(
+    wrong: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "questions.txt").write_text("Who?\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["capacity_check", str(tmp_path), str(tmp_path / "questions.txt"), *wrong])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr()
+    assert "--sample 1 or more" in said.out + said.err
+    assert "raw models" not in said.out + said.err
 
 
 def test_a_row_sets_the_two_side_by_side() -> None:
