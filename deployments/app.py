@@ -21,7 +21,7 @@ from deployments.reranker import CrossEncoder, LateInteraction
 from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.evidence import check_fitted
-from rag.models import adapter_rank, check_reference
+from rag.models import adapter_rank, check_reference, locate_answerability
 from rag.serve_settings import StageServing, longest_calls_s
 
 # Health checks, readiness and searches come beside the questions that are at work.
@@ -41,6 +41,7 @@ def build_app(settings: Settings) -> Application:
     check_fitted(settings)
     for reference in settings.model_references:
         check_reference(reference)
+    locate_answerability(settings)
     for llm in settings.engines.values():
         for folder in llm.adapters.values():
             adapter_rank(folder)

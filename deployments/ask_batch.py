@@ -26,7 +26,7 @@ from rag.config import Settings
 from rag.connect import open_store
 from rag.errors import StageError
 from rag.evidence import check_fitted
-from rag.models import locate_model
+from rag.models import locate_answerability, locate_model
 
 _NAME = "ask-batch"
 _ROWS = 16  # of a batch on its way from stage to stage; their answers come together
@@ -98,6 +98,7 @@ def ask_batch(settings: Settings, source: Path, target: Path, say: Say) -> Batch
 def _ask(settings: Settings, out: AnswerFile, report: BatchReport, say: Say) -> None:
     for reference in settings.model_references:
         locate_model(reference, settings.cache_dir)
+    locate_answerability(settings)
     with open_store(settings, index_fingerprint(settings)) as store:
         store.collections()  # a store that does not answer is known before Ray is started
         say(f"asking {len(out.waiting)} questions over Ray Data{_at()}")

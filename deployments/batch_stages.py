@@ -57,7 +57,13 @@ def load_steps(settings: Settings) -> Steps:
     """The flow's steps in this process, the LLM aside. Raises ModelError and StoreUnavailableError."""
     models, retriever = Models(settings), Retriever(settings)
     search = SearchSteps(
-        models.embed, retriever.dense_search, retriever.lexical_search, models.score, terms, retriever.token_vectors
+        models.embed,
+        retriever.dense_search,
+        retriever.lexical_search,
+        models.score,
+        terms,
+        retriever.token_vectors,
+        models.answerability,
     )
     return Steps(search, _no_llm, load_prompt_counter(settings))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any, Literal, NamedTuple
 
@@ -13,16 +14,17 @@ from ray import serve
 
 from deployments.loading import load_behind
 from deployments.metrics import note_batch
+from rag.answerability import AnswerabilityScorer
 from rag.config import Settings
 from rag.embed import SentenceEmbedder
-from rag.models import locate_model
+from rag.models import locate_answerability, locate_model
 from rag.types import Embedding, TextKind
 
-_Wanted = Literal["vectors", "token vectors", "embeddings"]
+_Wanted = Literal["vectors", "token vectors", "embeddings", "answerability"]
 
 
 class _Request(NamedTuple):
-    texts: list[str]
+    texts: list[Any]  # pairs of them for answerability
     kind: TextKind
     wanted: _Wanted
     tokens: int
@@ -33,12 +35,17 @@ def _batch_tokens(requests: list[_Request]) -> int:
 
 
 class Embedder:
-    """Texts to vectors, and to their tokens'. One thread owns the model; the event loop stays free."""
+    """Texts to vectors, and to their tokens', and whether texts answer questions. One thread owns the models; the event
+    loop stays free."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.embedder
         located = locate_model(settings.embedder.model, settings.cache_dir)
         self._embedder = load_behind(lambda: SentenceEmbedder(settings.embedder, located))
+        adapter = locate_answerability(settings)
+        self._answerability = (
+            load_behind(partial(AnswerabilityScorer, settings.embedder, located, adapter)) if adapter else None
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)
@@ -56,11 +63,20 @@ class Embedder:
         """What an index keeps of each of n texts."""
         return await self._ask(texts, "passage", "embeddings")
 
+    async def answerability(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """See rag.types.Answerability; for settings with an adapter."""
+        assert self._answerability is not None
+        tokens = sum(await asyncio.to_thread(self._answerability.count_tokens, pairs))
+        return np.array(await self._take_turn(pairs, "passage", "answerability", tokens), dtype=np.float32)
+
     async def ready(self) -> None:
         """Answers while the replica lives."""
 
     async def _ask(self, texts: list[str], kind: TextKind, wanted: _Wanted) -> list[Any]:
         tokens = sum(await asyncio.to_thread(self._embedder.count_tokens, texts))
+        return await self._take_turn(texts, kind, wanted, tokens)
+
+    async def _take_turn(self, texts: list[Any], kind: TextKind, wanted: _Wanted, tokens: int) -> list[Any]:
         # serve.batch refuses an item larger than a batch; the model's own methods cut such a one into passes.
         request = _Request(texts, kind, wanted, min(tokens, self._settings.batch_tokens))
         results: list[Any] = await self._batch(request)
@@ -87,7 +103,10 @@ class Embedder:
                 results[index] = list(islice(found, len(requests[index].texts)))
         return results
 
-    def _encode_alike(self, texts: list[str], kind: TextKind, wanted: _Wanted) -> Iterable[Any]:
+    def _encode_alike(self, texts: list[Any], kind: TextKind, wanted: _Wanted) -> Iterable[Any]:
+        if wanted == "answerability":
+            assert self._answerability is not None
+            return self._answerability.score(texts)
         if wanted == "embeddings":
             return self._embedder.embed_passages(texts)
         return self._embedder.encode(texts, kind) if wanted == "vectors" else self._embedder.encode_tokens(texts, kind)

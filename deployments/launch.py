@@ -35,6 +35,7 @@ from rag.config import Settings
 from rag.errors import SettingsError, StageError
 from rag.evidence import check_fitted
 from rag.imports import without_collection
+from rag.models import locate_answerability
 from rag.serve_settings import ServeSettings
 
 APP_NAME = "rag"
@@ -61,12 +62,13 @@ def running_service(
     """Starts everything, yields when every stage answered the warm-up question, stops everything at the end.
 
     `say` is told each step as it begins, and SLOW_PROXY. `app_builder` replaces the graph (tests). Raises SettingsError
-    for a taken port and for an evidence gate fitted to other models, and StageError naming the log folder when the
-    service does not come up.
+    for a taken port and for an evidence gate fitted to other models, ModelError for its adapter that is not there, and
+    StageError naming the log folder when the service does not come up.
     """
     host, port = settings.serve.host, settings.serve.port
     check_port(host, port, "--port or RAG_SERVE__PORT")
     check_fitted(settings)  # before Ray is started, which takes seconds
+    locate_answerability(settings)
     logs = settings.data_dir / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from rag.answer_cache import AnswerCache
 from rag.cache import QueryEmbeddings
 from rag.config import Settings
 from rag.filters import Filter
-from rag.models import load_prompt_counter
+from rag.models import load_prompt_counter, locate_answerability
 from rag.pipeline import Steps
 from rag.retrieve import SearchSteps
 from rag.types import GeneratedText, Groups, Message, SearchResult, Span, TextKind, Usage, Vector
@@ -67,6 +67,10 @@ def build_steps(
                 await needed.enter_async_context(watch().unless_down(stage, "rerank"))
             return await read_stage("rerank", lambda: reranker.score.remote(queries, texts, spans, token_vectors))
 
+    async def answerability(pairs: list[tuple[str, str]]) -> np.ndarray:
+        async with watch().unless_down("embedder", "rerank"):
+            return await read_stage("rerank", lambda: embedder.answerability.remote(pairs))
+
     async def stored_token_vectors(collection: str, chunk_ids: list[str]) -> list[bytes]:
         return await read_stage("rerank", lambda: retriever.token_vectors.remote(collection, chunk_ids))
 
@@ -83,7 +87,8 @@ def build_steps(
                 yield piece
 
     embed_once = QueryEmbeddings(embed, settings.cache.embeddings, note_embeddings)
-    search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors)
+    judge = answerability if locate_answerability(settings) else None
+    search = SearchSteps(embed_once, dense_search, lexical_search, score, terms, stored_token_vectors, judge)
     answers = AnswerCache(settings.cache.answers) if settings.cache.answers else None
     return Steps(search, generate, load_prompt_counter(settings), answers, trace=stage_tracer(settings.trace))
 

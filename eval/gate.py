@@ -34,6 +34,7 @@ from eval.hardware import describe_machine, git_commit
 from rag.config import load_settings
 from rag.errors import InputError, RagError
 from rag.evidence import FEATURES
+from rag.models import locate_answerability
 from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings, FittedModels
 
 FOLDS = 5
@@ -107,6 +108,7 @@ def fit_gate(
     settings = EvidenceSettings(
         min_confidence=threshold,
         scales={one.scale: fit_scale(one, FEATURES[one.scale]) for one in scales},
+        answerability=models.answerability,
         fitted_for=models,
     )
     described = []
@@ -149,7 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         evidence, scales = settings.evidence, None
         if given.task == "fit":
-            models = FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
+            adapter = settings.evidence.answerability if locate_answerability(settings) else None
+            models = FittedModels(
+                embedder=settings.embedder.model, reranker=settings.reranker_model, answerability=adapter
+            )
             evidence, scales = fit_gate(samples, given.precision, models)
         else:
             scales = measure_gate(samples, evidence)
@@ -164,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": git_commit(),
         "hardware": describe_machine(),
         "models": {"embedder": settings.embedder.model, "reranker": settings.reranker_model},
+        "answerability": evidence.answerability,
         "evidence": evidence.model_dump(mode="json"),
         "scales": scales,
         "wall_s": round(time.monotonic() - started, 1),

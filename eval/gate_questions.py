@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -58,16 +58,22 @@ def read_questions(reference: str) -> tuple[Dataset, list[LabelledQuestion]]:
 
 
 def sample_articles(
-    dataset: Dataset, questions: Sequence[LabelledQuestion], articles: int, seed: int
+    dataset: Dataset, questions: Sequence[LabelledQuestion], articles: int, seed: int, trained: Set[str] = frozenset()
 ) -> tuple[Dataset, list[LabelledQuestion]]:
-    """The set cut to so many of its articles, documents and questions; as it is where it has no more."""
+    """The set cut to the documents of so many of its articles, to all where it has no more, and their questions.
+
+    Of `trained` articles, which the answerability model knows, there are documents, after those of all others, and no
+    questions.
+    """
     names = {document.document_id: document.title or document.document_id for document in dataset.documents}
     every = sorted(set(names.values()))
-    if articles >= len(every):
-        return dataset, list(questions)
-    chosen = set(random.Random(seed).sample(every, articles))
+    if articles < len(every):
+        chance = random.Random(seed)
+        every = sorted(chance.sample(every, len(every)), key=lambda name: name in trained)[:articles]
+    chosen = set(every)
     documents = tuple(document for document in dataset.documents if names[document.document_id] in chosen)
-    return replace(dataset, documents=documents), [question for question in questions if question.article in chosen]
+    asked = [question for question in questions if question.article in chosen - trained]
+    return replace(dataset, documents=documents), asked
 
 
 def hide_articles(questions: Sequence[LabelledQuestion], dataset: Dataset) -> list[LabelledQuestion]:

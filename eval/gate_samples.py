@@ -7,6 +7,7 @@ out are had from the same hits, without those stages' scores.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,16 @@ import numpy as np
 from eval.dataset import Dataset
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
 from eval.retrieval import PATIENT_S, Say, evaluation_settings, index_dataset, open_steps
+from eval.train_answerability import CARD
 from rag.analyze import terms
 from rag.clock import RequestClock
 from rag.config import Settings
-from rag.errors import StageError
-from rag.evidence import read_features, scale_of
+from rag.errors import InputError, StageError
+from rag.evidence import BestSentence, best_sentence, read_features, scale_of
 from rag.filters import Not, OneOf
 from rag.language import understands
 from rag.local_steps import Models
+from rag.models import locate_answerability
 from rag.retrieve import SearchSteps, retrieve, score_spans
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale
@@ -32,7 +35,11 @@ from rag.types import Hit, Score
 # Of ten questions seven have an answer, one only seems to, two are about something else.
 MIX: Mapping[Kind, float] = {"answerable": 0.7, "look-alike": 0.1, "off-corpus": 0.2}
 # What may be left out of hits on a scale, and the scale that they are then on.
-DEGRADED: Mapping[EvidenceScale, tuple[EvidenceScale, ...]] = {"rerank": ("dense", "lexical"), "words": ()}
+DEGRADED: Mapping[EvidenceScale, tuple[EvidenceScale, ...]] = {
+    "answerability": ("rerank", "dense", "lexical"),
+    "rerank": ("dense", "lexical"),
+    "words": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,12 @@ class Samples:
 
 
 def left_out(hits: Sequence[Hit], scale: EvidenceScale) -> list[Hit]:
-    """The hits as they would be on a degraded scale, best first: without rerank scores, and `lexical` without dense."""
+    """The hits as they would be on a degraded scale, best first: without rerank scores, and `lexical` without dense.
+
+    On `rerank` they are as they are: the answerability model scores no hit.
+    """
+    if scale == "rerank":
+        return list(hits)
     if scale == "lexical":
         found = [hit for hit in hits if hit.scores.lexical is not None]
         bare = [replace(hit, scores=replace(hit.scores, rerank=None, dense=None)) for hit in found]
@@ -84,27 +96,33 @@ def left_out(hits: Sequence[Hit], scale: EvidenceScale) -> list[Hit]:
     return sorted(bare, key=lambda hit: -(hit.scores.fused or 0.0))
 
 
-async def score_best_sentence(question: str, hits: Sequence[Hit], score: Score) -> float | None:
-    """The reranker's best score of a sentence of the first hit; None where there is none."""
+async def find_best_sentence(question: str, hits: Sequence[Hit], score: Score) -> BestSentence | None:
+    """The sentence of the first hit that the reranker scores best; None where there is none."""
     spans = [split_sentences(hit.chunk.text) for hit in hits[:1]]
     if not any(spans):
         return None
     (scores,) = await score_spans(question, hits[:1], spans, score)
-    return float(scores.max())
+    return best_sentence(hits[0].chunk.text, spans[0], scores.tolist())
 
 
 def read_samples(
-    dataset: str, question: LabelledQuestion, hits: Sequence[Hit], sentence: float | None, settings: Settings
+    dataset: str,
+    question: LabelledQuestion,
+    hits: Sequence[Hit],
+    sentence: float | None,
+    answerability: float | None,
+    settings: Settings,
 ) -> Iterator[Sample]:
     """A question's sample on its own scale and on each that a stage left out would bring; none without hits."""
     if not hits:
         return
     understood = understands(settings.reranker.languages, question.text)
-    own = scale_of(hits, understood=understood, scored=sentence is not None)
+    scored, judged = sentence is not None, answerability is not None
+    own = scale_of(hits, understood=understood, scored=scored, judged=judged)
     for scale, ranked in ((own, hits), *((one, left_out(hits, one)) for one in DEGRADED[own])):
         kept = ranked[: settings.reranker.top_k]
         if kept:
-            features = read_features(question.text, kept, sentence, split=split_sentences, terms=terms)
+            features = read_features(question.text, kept, sentence, answerability, split=split_sentences, terms=terms)
             holds = any(hit.source in question.relevant for hit in kept)
             yield Sample(dataset, question.kind, question.article, scale, features, holds)
 
@@ -125,24 +143,46 @@ async def ask_questions(
         found = await retrieve(question.text, collection, steps, settings, clock, groups=None, where=where)
         if clock.degraded:
             raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
-        sentence = None
+        best = answerability = None
         if understands(settings.reranker.languages, question.text):
-            sentence = await score_best_sentence(question.text, found.hits, steps.score)
-        samples.extend(read_samples(dataset, question, found.hits, sentence, settings))
+            best = await find_best_sentence(question.text, found.hits, steps.score)
+        if best is not None and steps.answerability is not None:
+            answerability = float((await steps.answerability([(question.text, best.window)]))[0])
+        sentence = best.score if best else None
+        samples.extend(read_samples(dataset, question, found.hits, sentence, answerability, settings))
         if number % 200 == 0:
             say(f"{dataset}: {number} of {len(questions)} questions")
     return samples
 
 
+def trained_articles(settings: Settings) -> frozenset[str]:
+    """What the card of the answerability adapter in use says that it was trained on. Raises InputError."""
+    adapter = locate_answerability(settings)
+    if adapter is None:
+        return frozenset()
+    card = adapter.with_name(CARD)
+    try:
+        return frozenset(json.loads(card.read_text(encoding="utf-8"))["articles"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{card} does not say on which articles the adapter was trained ({error}): a gate fitted on them would be "
+            "too sure; train it again, or set evidence.answerability to null"
+        ) from error
+
+
 def collect_samples(
     references: Sequence[str], settings: Settings, say: Say, *, questions: int, articles: int, seed: int
 ) -> list[Sample]:
-    """The samples of every set: at most so many questions of each, and half as many of them off-corpus."""
+    """The samples of every set: at most so many questions of each, and half as many of them off-corpus.
+
+    None is about an article that the settings' answerability model was trained on.
+    """
     own = evaluation_settings(settings)
     models = Models(own)
+    trained = trained_articles(own)
     samples: list[Sample] = []
     for reference in references:
-        dataset, labelled = sample_articles(*read_questions(reference), articles, seed)
+        dataset, labelled = sample_articles(*read_questions(reference), articles, seed, trained)
         chosen = random.Random(seed).sample(labelled, min(questions, len(labelled)))
         chosen += hide_articles(chosen, dataset)[: questions // 2]
         samples += _ask_set(dataset, chosen, own, models, say)

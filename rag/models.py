@@ -37,6 +37,7 @@ from rag.types import CountTokens, Message, TokenOffsets
 
 logger = logging.getLogger(__name__)
 
+ADAPTER = "adapter.safetensors"  # of answerability, in its folder
 MARKER = "complete.json"  # written last: a folder without it is an export that was cut off
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHECK_PROMPTS = (
@@ -199,6 +200,27 @@ def adapter_rank(folder: Path) -> int:
         raise ModelError(
             f"{path} says no rank `r` ({type(error).__name__}: {error}); save the adapter again"
         ) from error
+
+
+def locate_answerability(settings: Settings) -> Path | None:
+    """The answerability adapter that the settings name; None without one, and with one of another model than their
+    embedder: it holds changes of that model's weights. Raises ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    reference = settings.evidence.answerability
+    if reference is None:
+        return None
+    folder = _package_folder(reference) if reference.startswith("package:") else Path(reference).expanduser()
+    path = folder / ADAPTER
+    try:
+        with safe_open(path, framework="numpy") as file:
+            base = (file.metadata() or {}).get("base")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the answerability adapter {path} cannot be read ({error}); train it (python -m "
+            "eval.train_answerability), or set evidence.answerability to null"
+        ) from error
+    return path if base == settings.embedder.model else None
 
 
 def choose_dtype(settings: Settings) -> str:

@@ -25,10 +25,9 @@ from rag.answer_cache import AnswerCache, begin_lookup, replay_answer
 from rag.claims import Terms
 from rag.clock import RequestClock, TraceStage
 from rag.config import Settings
-from rag.errors import DeadlineError
 from rag.events import Cited, Degraded, Done, Event, Retrieved, Token
 from rag.evidence import Verdict, judge_evidence
-from rag.extract import asks, extract_answer, in_full, question_relevance, unsaid
+from rag.extract import asks, extract_answer, in_full, unsaid
 from rag.ground import (
     AnswerText,
     Evidence,
@@ -36,24 +35,20 @@ from rag.ground import (
     answers_question,
     ground_sentence,
     is_refusal,
-    lexical_similarity,
     split_evidence,
     strip_markers,
 )
 from rag.instructions import FindInstructions, find_instructions
 from rag.language import language_of, understands
 from rag.prompt import Prompt, build_prompt
-from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve, score_spans
+from rag.reading import Reading, match_sentences, read_evidence
+from rag.refusal import ABSTENTION
+from rag.retrieve import DEGRADABLE, SearchSteps, rerank_found, retrieve
 from rag.rewrite import rewrite_question
 from rag.sentences import complete_sentences, last_sentences, split_sentences
 from rag.types import Answer, CountTokens, Generate, Hit, Passage, Question, SearchResult, Usage
 
 logger = logging.getLogger(__name__)
-
-ABSTENTION = {
-    "latin": "The documents hold no answer to this question.",
-    "ko": "문서에서 이 질문의 답을 찾지 못했습니다.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +140,7 @@ class Flow:
     usage: Usage = field(default_factory=Usage)
     prompt: Prompt | None = None
     evidence: Evidence | None = None
-    similarity: list[np.ndarray] = field(default_factory=list)  # the query's, to each sentence of the evidence
+    reading: Reading = field(default_factory=lambda: Reading([]))  # of the evidence, for the query
 
     @property
     def rerank_top_k(self) -> int:
@@ -182,24 +177,18 @@ class Flow:
         if self.hits:
             with self.clock.timed("prompt"):
                 self.evidence = await asyncio.to_thread(self._prepare)
-            self.similarity = await self._similarity(self.query, self.evidence)
+            self.reading = await read_evidence(self.query, self.evidence, self.steps.search, self.settings, self.clock)
         self.verdict = await asyncio.to_thread(
             judge_evidence,
             self.question.text,  # a former question's names, numbers and negation are not claimed again
             self.hits,
             self.settings.evidence,
             understood=understands(self.settings.reranker.languages, self.query),
-            sentence=self._best_sentence(),
+            sentence=self.reading.sentence,
+            answerability=self.reading.answerability,
             split=split_sentences,
             terms=self.steps.terms,
         )
-
-    def _best_sentence(self) -> float | None:
-        """The best score of a sentence of the first passage that may be quoted; None where the scorer gave none."""
-        if not self.similarity or self.evidence is None or "ground" in self.clock.degraded:
-            return None
-        scores = zip(self.evidence.sentences[0], self.similarity[0].tolist(), strict=True)
-        return max((score for sentence, score in scores if not sentence.instructs), default=None)
 
     def abstain(self) -> str:
         """Makes the answer a plain sentence that says so."""
@@ -227,7 +216,7 @@ class Flow:
         Where an LLM fails before anything was sent, the next of `writers` writes.
         """
         assert self.evidence is not None
-        relevance = question_relevance(self.evidence, self.similarity)
+        relevance = self.reading.relevance
         failed = list[str]()
         for name in self.writers:
             try:
@@ -304,7 +293,9 @@ class Flow:
             self.refused = True
         if refuses or asks(strip_markers(sentence)):  # small models repeat the question
             return None, False
-        similarity = await self._similarity(strip_markers(sentence), evidence)
+        similarity = await match_sentences(
+            strip_markers(sentence), self.query, evidence, self.steps.search, self.settings, self.clock
+        )
         with self.clock.timed("ground"):
             grounded, good = await asyncio.to_thread(self._ground, sentence, evidence, similarity, relevance)
         if not grounded.text or grounded.text in self.written.text or (not good and grounding.reader == "weak"):
@@ -355,24 +346,6 @@ class Flow:
                     yield text[start:end]
         for start, end in last_sentences(text, taken, cut=finish_reason == "length"):
             yield text[start:end]
-
-    async def _similarity(self, text: str, evidence: Evidence) -> list[np.ndarray]:
-        """The scorer's values for every evidence sentence; by shared words when it is down (`ground` degraded)."""
-        if not understands(self.settings.reranker.languages, self.query):
-            return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
-        if not {"rerank", "ground"} & set(self.clock.degraded):
-            try:
-                hits = [passage.hit for passage in evidence.passages]
-                return await self.clock.run(
-                    "ground",
-                    lambda: score_spans(text, hits, evidence.spans, self.steps.search.score),
-                    self.settings.deadlines.ground_s,
-                    optional=True,
-                )
-            except (*DEGRADABLE, DeadlineError) as error:
-                logger.warning("grounding by words alone: %s", error, extra={"stage": "ground"})
-        self.clock.leave_out("ground")
-        return await asyncio.to_thread(lexical_similarity, text, evidence, self.steps.terms)
 
     def _answer(self) -> Answer:
         """Everything as the caller gets it."""

@@ -1,10 +1,16 @@
-"""Sentences in which the LLM says that it has no answer, in English and Korean. Pure."""
+"""Sentences in which the LLM says that it has no answer, and the service's own, in English and Korean. Pure."""
 
 from __future__ import annotations
 
 import re
 
 from rag.quotes import strip_markers
+
+# What is answered where the documents hold no answer, by rag.language.language_of the question; others get "latin".
+ABSTENTION = {
+    "latin": "The documents hold no answer to this question.",
+    "ko": "문서에서 이 질문의 답을 찾지 못했습니다.",
+}
 
 _PASSAGES = r"(?:provided |given )?(?:passages?|documents?|texts?|context|information|sources?)"
 _STATED = r"(?:mentioned|stated|specified|said|given|provided|found|contained|available|known)"

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from rag.batching import token_bounded_batches, token_lengths
-from rag.cpu import cpu_flags
+from rag.cpu import computes_bfloat16
 from rag.errors import ModelError
 from rag.step_settings import RerankerSettings
 from rag.token_vectors import count_coded, decode_tokens, encode_tokens, rotate
@@ -195,8 +195,7 @@ def _dtype(settings: RerankerSettings) -> str:
     """Scores are made anew for each question, so that a coarser format leaves nothing behind (its parity is tested)."""
     if settings.dtype != "auto":
         return settings.dtype
-    computes_it = settings.device == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
-    return "bfloat16" if computes_it else "float32"
+    return "bfloat16" if settings.device == "cpu" and computes_bfloat16() else "float32"
 
 
 def _load(settings: RerankerSettings, model: str) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import (
+    DeadlineError,
     IndexMismatchError,
     ModelError,
     OverloadedError,
@@ -31,6 +32,7 @@ from rag.fuse import fuse_hits, order_by_blend
 from rag.language import understands
 from rag.step_settings import CalibrationSettings
 from rag.types import (
+    Answerability,
     DenseSearch,
     Embed,
     Groups,
@@ -52,7 +54,8 @@ DEGRADABLE = (StageError, StoreUnavailableError, ModelError, OverloadedError)
 
 @dataclass(frozen=True, slots=True)
 class SearchSteps:
-    """The callables of the searching half; without `token_vectors` late interaction makes them anew."""
+    """The callables of the searching half; without `token_vectors` late interaction makes them anew, and without
+    `answerability` the evidence gate goes by the reranker alone."""
 
     embed: Embed
     dense_search: DenseSearch
@@ -60,6 +63,7 @@ class SearchSteps:
     score: Score
     terms: Callable[[str], list[str]]
     token_vectors: StoredTokenVectors | None = None
+    answerability: Answerability | None = None
 
 
 class _Branch(NamedTuple):
@@ -147,6 +151,24 @@ async def score_spans(
         texts.append(text)
         shifted.append([(start + shift, end + shift) for start, end in own])
     return [found[0] for found in await score([query], texts, shifted, [hit.token_vectors for hit in hits])]
+
+
+async def judge_answerability(
+    query: str, texts: Sequence[str], steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> np.ndarray | None:
+    """Log odds that each text answers the query, float32 (texts,); None without a model that understands it, and where
+    it fails (`rerank` degraded): it reads query and text as a reranker does."""
+    judge = steps.answerability
+    # Where reranking failed, what it needs is down, which is what this needs.
+    if judge is None or "rerank" in clock.degraded or not understands(settings.embedder.languages, query):
+        return None
+    pairs = [(query, text) for text in texts]
+    try:
+        return await clock.run("rerank", lambda: judge(pairs), settings.deadlines.rerank_s, optional=True)
+    except (*DEGRADABLE, DeadlineError) as error:
+        logger.warning("judging the evidence without answerability: %s", error, extra={"stage": "rerank"})
+        clock.leave_out("rerank")
+        return None
 
 
 async def _dense(

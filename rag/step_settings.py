@@ -139,8 +139,8 @@ class RerankerSettings(StepSettings):
         return self
 
 
-EvidenceScale = Literal["rerank", "words", "dense", "lexical"]
-EvidenceFeature = Literal["rerank", "sentence", "dense", "coverage", "names", "numbers", "negation"]
+EvidenceScale = Literal["answerability", "rerank", "words", "dense", "lexical"]
+EvidenceFeature = Literal["rerank", "sentence", "dense", "coverage", "names", "numbers", "negation", "answerability"]
 
 
 class EvidenceCalibration(StepSettings):
@@ -158,6 +158,7 @@ class FittedModels(StepSettings):
 
     embedder: str
     reranker: str
+    answerability: str | None = None
 
 
 class EvidenceSettings(StepSettings):
@@ -166,6 +167,11 @@ class EvidenceSettings(StepSettings):
     min_confidence: float | None = Field(None, ge=0, le=1, description="below it the service abstains; none: never")
     scales: Mapping[EvidenceScale, EvidenceCalibration] = Field(
         default_factory=dict, description="fitted for this embedder and reranker by python -m eval.gate fit"
+    )
+    answerability: str | None = Field(
+        None,
+        description="a folder, or package:NAME/PATH, with the adapter.safetensors that python -m "
+        "eval.train_answerability makes of the embedder; none: the gate goes without",
     )
     fitted_for: FittedModels | None = Field(None, description="with other models no service starts; none: with any")
 

@@ -357,6 +357,12 @@ class Score(Protocol):
     ) -> Awaitable[list[np.ndarray]]: ...
 
 
+class Answerability(Protocol):
+    """Log odds that each passage answers its question, float32 (pairs,), of pairs (question, passage)."""
+
+    def __call__(self, pairs: list[tuple[str, str]]) -> Awaitable[np.ndarray]: ...
+
+
 class StoredTokenVectors(Protocol):
     """The token vectors that the index keeps of each of these chunks, in their order; empty where it keeps none."""
 

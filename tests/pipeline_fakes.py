@@ -109,6 +109,19 @@ class WordScorer:
         ]
 
 
+class AnswerabilityOf:
+    """The log odds of those texts that are known, -4 of others; `pairs` keeps what it was asked."""
+
+    def __init__(self, log_odds: Mapping[str, float]) -> None:
+        self.pairs: list[tuple[str, str]] = []
+        self._log_odds = log_odds
+
+    async def __call__(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        self.pairs += pairs
+        await asyncio.sleep(0)
+        return np.array([self._log_odds.get(text, -4.0) for _, text in pairs], dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class GenerateCall:
     """What the LLM was asked."""

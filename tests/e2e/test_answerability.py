@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.answerability import AnswerabilityScorer, encode_pairs, judge_pairs, merge_low_rank, passage_tokens
 from eval.answerability_data import (
     Example,
     Row,
@@ -25,8 +26,13 @@ from eval.answerability_data import (
     swap_detail,
     turn_around,
 )
-from eval.train_answerability import ADAPTER, CHECKPOINT, Recipe, Training, plan_batches, span_targets, train
+from eval.train_answerability import CHECKPOINT, Recipe, Training, plan_batches, span_targets, train
+from rag.answerability import AnswerabilityScorer, encode_pairs, judge_pairs, merge_low_rank, passage_tokens
+from rag.config import load_settings
 from rag.errors import ModelError
+from rag.local_steps import Models
+from rag.models import ADAPTER, locate_answerability
+from rag.step_settings import EmbedderSettings
 
 PASSAGE = (
     "The bridge was built in 1894. It was designed by Horace Jones, who never saw it finished. "
@@ -233,23 +239,28 @@ def test_a_run_ends_with_its_time(base: str, tmp_path: Path) -> None:
     assert [line["step"] for line in steps(training, tmp_path)] == [1, 1]
 
 
+def scorer_of(base: str, folder: Path, **settings: Any) -> AnswerabilityScorer:
+    return AnswerabilityScorer(EmbedderSettings(model=base, **settings), base, folder / ADAPTER)
+
+
 def test_the_scorer_reads_the_saved_adapter(base: str, tmp_path: Path) -> None:
     training = Training(base, RECIPE, 4)
     list(steps(training, tmp_path))
-    training.save_adapter(tmp_path / ADAPTER)
-    scorer = AnswerabilityScorer(base, tmp_path / ADAPTER, batch_tokens=64)
+    training.save_adapter(tmp_path / ADAPTER, base)
+    scorer = scorer_of(base, tmp_path, batch_tokens=64)
     pairs = [(ROW.question, PASSAGE), ("Who opens it?", "Elsewhere."), (ROW.question, "")]
     scores = scorer.score(pairs)
-    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-training.log_odds(pairs))), atol=0.02)
+    np.testing.assert_allclose(scores, training.log_odds(pairs), atol=0.05)
     np.testing.assert_allclose(scorer.score(pairs[::-1]), scores[::-1], atol=1e-5)
     assert scorer.score([]).shape == (0,)
 
 
 def test_a_question_longer_than_the_limit_is_cut_too(base: str, tmp_path: Path) -> None:
-    Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER)
-    scorer = AnswerabilityScorer(base, tmp_path / ADAPTER, max_tokens=16)
+    Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER, base)
+    scorer = scorer_of(base, tmp_path, max_tokens=16)
     scores = scorer.score([(f"{ROW.question} " * 9, PASSAGE), (ROW.question, PASSAGE)])
-    assert ((scores > 0) & (scores < 1)).all()
+    assert np.isfinite(scores).all()
+    assert scorer.count_tokens([(f"{ROW.question} " * 9, PASSAGE)]) == [16]
 
 
 def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> None:
@@ -258,4 +269,34 @@ def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> Non
 
     save_file({"encoder.layer.9.output.dense.weight.lora_a": torch.zeros(1, 1)}, tmp_path / ADAPTER, {"scale": "1"})
     with pytest.raises(ModelError, match="does not fit"):
-        AnswerabilityScorer(base, tmp_path / ADAPTER)
+        scorer_of(base, tmp_path)
+
+
+def test_the_settings_adapter_is_used_with_its_own_base_alone(base: str, tmp_path: Path) -> None:
+    Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER, base)
+    evidence = {"answerability": str(tmp_path)}
+    own = load_settings(profile="embedded", embedder={"model": base}, evidence=evidence)
+    assert locate_answerability(own) == tmp_path / ADAPTER
+    assert locate_answerability(load_settings(profile="embedded", evidence=evidence)) is None
+    assert locate_answerability(load_settings(profile="embedded", evidence={"answerability": None})) is None
+    missing = load_settings(profile="embedded", evidence={"answerability": str(tmp_path / "none")})
+    with pytest.raises(ModelError, match=r"none.adapter.safetensors cannot be read .* evidence.answerability to null"):
+        locate_answerability(missing)
+
+
+PAIRS = [
+    ("Who designed the bridge?", PASSAGE),
+    ("How high are the towers?", PASSAGE),
+    ("Who painted the bridge red?", PASSAGE),
+    ("How high are the towers?", "The orchard holds eleven plum trees. They bloom in April."),
+]
+
+
+async def test_the_shipped_adapter_tells_answers_and_calls_at_once_share_a_pass(tmp_path: Path) -> None:
+    judge = Models(load_settings(profile="embedded", data_dir=tmp_path)).answerability
+    assert judge is not None
+    together = await judge(PAIRS)
+    assert together.dtype == np.float32
+    assert min(together[:2]) > max(together[2:])
+    apart = await asyncio.gather(*(judge([pair]) for pair in PAIRS))
+    np.testing.assert_allclose(np.concatenate(apart), together, atol=1e-3)

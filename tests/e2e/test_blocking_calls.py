@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from deployments.embedder import Embedder
 from rag.analyze import analyze
+from rag.answerability import AnswerabilityScorer
 from rag.config import load_settings
 from rag.embed import SentenceEmbedder
 from rag.ground import ground_sentence
@@ -32,6 +35,8 @@ SLOW = (
     SentenceEmbedder.encode,
     SentenceEmbedder.encode_tokens,
     SentenceEmbedder.embed_passages,
+    AnswerabilityScorer.count_tokens,
+    AnswerabilityScorer.score,
     CrossEncoderScorer.count_tokens,
     CrossEncoderScorer.score,
     MaxSimReranker._compare,
@@ -67,6 +72,20 @@ async def upload(client: httpx.AsyncClient) -> str:
     return str(one["document_id"])
 
 
+async def check_calls_at_once(embedder: Embedder) -> None:
+    """What is asked of the embedder at the same time, of every kind, has its own results."""
+    pairs = [(PORT, "It listens on port 8000."), (PORT, "The lamp burns."), ("Who sings?", "The thrush sings at dawn.")]
+    together = await embedder.answerability(pairs)
+    assert together[0] > together[1]
+    *apart, vectors, tokens = await asyncio.gather(
+        *(embedder.answerability([pair]) for pair in pairs),
+        embedder.embed([PORT, "The lamp burns."], "passage"),
+        embedder.embed_tokens([PORT], "query"),
+    )
+    np.testing.assert_allclose(np.concatenate(apart), together, atol=1e-3)
+    assert (vectors.shape, [one.shape[1] for one in tokens]) == ((2, 384), [384])
+
+
 async def test_no_request_and_no_health_check_blocks_a_replica_s_loop(graph: LocalGraph) -> None:
     async with graph.client() as client:
         # The first request of a loop connects its Milvus client and imports what was left out at the start.
@@ -97,3 +116,4 @@ async def test_no_request_and_no_health_check_blocks_a_replica_s_loop(graph: Loc
             for stage in (graph.orchestrator, graph.stages["retriever"], graph.stages["indexer"]):
                 await stage.check_health()
             graph.orchestrator.reconfigure({"retrieval": {"top_k": 20}})
+            await check_calls_at_once(graph.stages["embedder"])

@@ -51,6 +51,11 @@ class FakeEmbedder:
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         return await self._embedder.embed(texts, kind)
 
+    async def answerability(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """Log odds by the share of the question's terms that the passage holds."""
+        shares = [len({*terms(asked)} & {*terms(text)}) / max(len({*terms(asked)}), 1) for asked, text in pairs]
+        return np.array([8 * share - 4 for share in shares], dtype=np.float32)
+
     async def ready(self) -> None:
         return None
 

@@ -30,6 +30,7 @@ class WordEmbedder(Embedder):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.embedder
         self._embedder: Any = WordModel(384)
+        self._answerability: Any = WordJudge()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)
@@ -41,6 +42,16 @@ class WordModel(HashEmbedder):
 
     def encode_tokens(self, texts: Sequence[str], kind: Any) -> list[np.ndarray]:
         return [self.encode(text.split(), kind) for text in texts]
+
+
+class WordJudge:
+    def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        return [len(f"{question} {passage}".split()) for question, passage in pairs]
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        return np.array(
+            [4.0 if {*question.split()} & {*passage.split()} else -4.0 for question, passage in pairs], dtype=np.float32
+        )
 
 
 class Striker(FakeGenerator):

@@ -252,6 +252,27 @@ def test_a_gate_that_was_fitted_to_another_embedder_is_refused_before_anything_s
     assert finding["remedy"].startswith("fit it anew")
 
 
+@pytest.mark.usefixtures("models")
+def test_an_answerability_adapter_that_is_not_there_is_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, closed_url: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAG_EVIDENCE__ANSWERABILITY", "/no/such/adapter")
+    wanted = ["/no/such/adapter/adapter.safetensors cannot be read", "set evidence.answerability to null"]
+    check_failure(run("serve", "--port", closed_url.rsplit(":", 1)[1]), 2, *wanted)
+    assert not (tmp_path / "data").exists()
+    (finding,) = [one for one in json.loads(run("doctor", "--json", "--url", closed_url).stdout) if not one["ok"]]
+    assert finding["subject"] == "answerability /no/such/adapter"
+    assert finding["remedy"].endswith("set evidence.answerability to null")
+    monkeypatch.setenv("RAG_EVIDENCE__ANSWERABILITY", "package:rag/gate/answerability")
+    (finding,) = [
+        one
+        for one in json.loads(run("doctor", "--json", "--url", closed_url).stdout)
+        if one["subject"].startswith("answerability")
+    ]
+    assert finding["ok"]
+    assert "another embedder" in finding["found"]
+
+
 def test_metadata_that_its_field_cannot_hold_is_named_before_anything_is_read() -> None:
     check_failure(run("ingest", "x.md", "--metadata", "year=last"), 2, "metadata year is 'last'", "a whole number")
 

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from rag.config import load_settings
 from rag.errors import SettingsError
-from rag.evidence import FEATURES, Verdict, check_fitted, judge_evidence, read_features, scale_of
+from rag.evidence import (
+    FEATURES,
+    BestSentence,
+    Verdict,
+    best_sentence,
+    check_fitted,
+    judge_evidence,
+    read_features,
+    scale_of,
+)
 from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings
 from rag.types import Chunk, Hit, Scores, Span
 
@@ -53,6 +62,8 @@ def hit(
         ),
         ({"reranker": {"kind": "cross-encoder", "model": "./cross"}}, True),
         ({"profile": "gpu", "embedder": {"model": "./other"}}, False),
+        ({"evidence": {"answerability": "./other"}}, True),
+        ({"evidence": {"answerability": None}}, False),
     ],
 )
 def test_a_gate_of_other_models_is_refused(change: dict[str, Any], refused: bool) -> None:
@@ -60,7 +71,7 @@ def test_a_gate_of_other_models_is_refused(change: dict[str, Any], refused: bool
     if not refused:
         check_fitted(settings)
         return
-    with pytest.raises(SettingsError, match=r"embedder package:\S+ and reranker package:\S+, not to those of .*\./"):
+    with pytest.raises(SettingsError, match=r"embedder package:\S+ .*and reranker package:\S+, not to those of .*\./"):
         check_fitted(settings)
 
 
@@ -113,9 +124,17 @@ def judge(
     *,
     understood: bool = True,
     sentence: float | None = 0.25,
+    answerability: float | None = None,
 ) -> Verdict:
     return judge_evidence(
-        "Which port?", hits, settings, understood=understood, sentence=sentence, split=split, terms=terms
+        "Which port?",
+        hits,
+        settings,
+        understood=understood,
+        sentence=sentence,
+        answerability=answerability,
+        split=split,
+        terms=terms,
     )
 
 
@@ -140,6 +159,36 @@ def test_where_the_sentences_could_not_be_scored_the_embedder_judges() -> None:
     assert judge(found, BOTH, sentence=None).confidence == pytest.approx(0.5)
 
 
+def test_where_the_answerability_model_read_the_passage_it_judges() -> None:
+    scales = BOTH.scales | {"answerability": calibration("answerability", 1.0, 2.0)}
+    settings = EvidenceSettings(min_confidence=0.5, scales=scales)
+    found = [hit(rerank=0.9, dense=0.3)]
+    assert judge(found, settings, answerability=-1.0) == abstain(pytest.approx(1 / (1 + math.e)))
+    assert judge(found, settings, answerability=0.0).confidence == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert judge(found, settings).confidence == pytest.approx(0.9)
+    assert judge(found, BOTH, answerability=-1.0).confidence == pytest.approx(0.9)  # a gate that was fitted without it
+
+
+SENTENCES = [(0, 4), (5, 8), (9, 14), (15, 19)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, 0.2, 0.9, 0.3], BestSentence(0.9, "two three four")),
+        ([0.9, 0.2, 0.9, 0.3], BestSentence(0.9, "one. two")),
+        ([0.1, 0.2, 0.3, 0.4], BestSentence(0.4, "three four")),
+    ],
+)
+def test_the_best_sentence_is_read_between_its_neighbours(scores: list[float], expected: BestSentence) -> None:
+    assert best_sentence("one. two three four", SENTENCES, scores) == expected
+
+
+def test_one_sentence_has_no_neighbours_and_none_is_none() -> None:
+    assert best_sentence("one. two", [(0, 4)], [0.0]) == BestSentence(0.0, "one.")
+    assert best_sentence("", [], []) is None
+
+
 @pytest.mark.parametrize(
     ("hits", "understood", "scored", "scale"),
     [
@@ -155,7 +204,9 @@ def test_where_the_sentences_could_not_be_scored_the_embedder_judges() -> None:
 def test_the_scale_is_of_the_best_stage_that_gave_scores(
     hits: list[Hit], understood: bool, scored: bool, scale: str
 ) -> None:
-    assert scale_of(hits, understood=understood, scored=scored) == scale
+    assert scale_of(hits, understood=understood, scored=scored, judged=False) == scale
+    better = "answerability" if scale == "rerank" else scale
+    assert scale_of(hits, understood=understood, scored=scored, judged=True) == better
 
 
 PASSAGE = "The service listens on port 8000. Berlin is not served."
@@ -177,11 +228,13 @@ PASSAGE = "The service listens on port 8000. Berlin is not served."
         pytest.param("", "coverage", 0.0, id="no_terms"),
         pytest.param("Which port?", "rerank", math.log(3), id="log_odds_of_three_quarters"),
         pytest.param("Which port?", "dense", 0.6, id="best_cosine"),
+        pytest.param("Which port?", "answerability", -1.5, id="answerability"),
     ],
 )
 def test_feature(question: str, feature: EvidenceFeature, value: float) -> None:
     hits = [hit(0.75, 0.2, text=PASSAGE), hit(0.25, 0.6, text="Nothing. At all.")]
-    assert read_features(question, hits, 0.25, split=split, terms=terms)[feature] == pytest.approx(value)
+    found = read_features(question, hits, 0.25, -1.5, split=split, terms=terms)
+    assert found[feature] == pytest.approx(value)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -195,7 +248,8 @@ def test_a_better_score_never_lowers_the_confidence(first: float, second: float)
 
 
 def test_no_scale_uses_a_score_that_its_hits_need_not_have() -> None:
-    assert "dense" not in FEATURES["rerank"]
+    assert "dense" not in {*FEATURES["rerank"], *FEATURES["answerability"]}
+    assert "answerability" not in {name for scale, own in FEATURES.items() if scale != "answerability" for name in own}
     of_the_reranker = {"rerank", "sentence"}
     assert not {*of_the_reranker, "dense"} & {*FEATURES["words"], *FEATURES["lexical"]}
     assert not of_the_reranker & {*FEATURES["dense"]}

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from rag.analyze import terms
-from rag.extract import extract_answer, in_full, question_relevance, unsaid
+from rag.extract import (
+    ANSWERABILITY_SHARE,
+    extract_answer,
+    in_full,
+    likeliest,
+    question_relevance,
+    unsaid,
+    weigh_answerability,
+)
 from rag.ground import AnswerText, Evidence, Grounded, Quote, lexical_similarity, plain_text, split_evidence
 from rag.sentences import split_sentences
 from rag.step_settings import GroundingSettings
@@ -255,3 +263,20 @@ async def test_only_a_weak_readers_half_of_a_sentence_is_made_whole(reader: str,
     assert given.answer == f"{whole if reader == 'weak' else half} [1]"
     assert (given.answer_source, given.citations[0].quote) == (source, whole)
     assert given.dropped == (2 if reader == "weak" else 1)
+
+
+def test_the_likeliest_are_the_most_relevant_that_may_be_an_answer() -> None:
+    evidence = evidence_of("Which port is it? It is 8000. It is red.", "It is 9000.", question="Which port?")
+    assert likeliest(evidence, rows([0.9, 0.4, 0.1], [0.5]), 2) == [(1, 0), (0, 1)]
+    assert likeliest(evidence, rows([0.9, 0.4, 0.1], [0.5]), 9) == [(1, 0), (0, 1), (0, 2)]
+
+
+def test_relevance_has_a_share_of_the_chance_to_answer_and_without_one_of_the_lowest() -> None:
+    before = rows([0.8, 0.0, 0.6], [0.4])
+    after = weigh_answerability(before, [(0, 0), (0, 2), (0, 1)], np.array([0.0, 40.0, 40.0], dtype=np.float32))
+    rest = 1 - ANSWERABILITY_SHARE
+    expected = [0.8 * rest + 0.5 * ANSWERABILITY_SHARE, 0.0, 0.6 * rest + ANSWERABILITY_SHARE]
+    assert after[0].tolist() == pytest.approx(expected)
+    assert after[1].tolist() == pytest.approx([0.4 * rest + 0.5 * ANSWERABILITY_SHARE])
+    assert before[0].tolist() == pytest.approx([0.8, 0.0, 0.6])
+    assert [row.tolist() for row in weigh_answerability(rows([]), [], np.array([], dtype=np.float32))] == [[]]

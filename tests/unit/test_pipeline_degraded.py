@@ -17,6 +17,7 @@ from rag.pipeline import answer, stream_answer
 from rag.types import Question
 from tests.pipeline_checks import answer_of
 from tests.pipeline_fakes import (
+    AnswerabilityOf,
     ScriptedLLM,
     WordScorer,
     late,
@@ -63,6 +64,32 @@ async def test_a_scorer_that_fails_after_reranking_leaves_only_grounding_to_word
     assert given.degraded == ("ground",)
     assert given.answer == f"{RIGHT} [1]"
     assert len(scorer.calls) == 2  # the reranking and one more: a stage that was left out is not asked again
+
+
+JUDGED = {
+    "min_confidence": 0.4,
+    "scales": {
+        "answerability": {"intercept": 0.0, "weights": {"answerability": 1.0}},
+        "rerank": {"intercept": 0.0, "weights": {"rerank": 1.0}},
+    },
+}
+
+
+@pytest.mark.parametrize("judge", [raising(StageError("rerank", "down")), late(5.0)], ids=["down", "late"])
+async def test_without_the_answerability_model_the_reranker_judges(judge: Any) -> None:
+    settings = make_settings(evidence=JUDGED, deadlines={"rerank_s": 0.1})
+    given = await answer_of(PORT, make_steps(says(RIGHT), make_search(answerability=judge)), settings)
+    assert (given.status, given.answer) == ("answered", f"{RIGHT} [1]")
+    assert given.degraded == ("rerank", "ground")
+    best = max(hit.scores.rerank or 0.0 for hit in given.hits)
+    assert given.confidence == pytest.approx(best, abs=1e-5)
+
+
+async def test_where_reranking_failed_the_answerability_model_is_not_asked() -> None:
+    asked = AnswerabilityOf({})
+    search = make_search(score=WordScorer(StageError("rerank", "down")), answerability=asked)
+    given = await answer_of(PORT, make_steps(says(RIGHT), search), make_settings(evidence=JUDGED))
+    assert (given.degraded, asked.pairs) == (("rerank", "ground"), [])
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rag.batching import token_bounded_batches
+from rag.batching import token_bounded_batches, token_lengths
 from rag.errors import ModelError
+from rag.step_settings import EmbedderSettings
 
 LOW_RANK = ("lora_a", "lora_b")  # suffixes of a changed weight's name: weight + scale * lora_b @ lora_a
 _MASKED = -1e4
@@ -92,43 +93,51 @@ def merge_low_rank(encoder: Any, tensors: Mapping[str, Any], scale: float) -> No
 
 
 class AnswerabilityScorer:
-    """The chance that each passage holds an answer to its question."""
+    """How likely each passage answers its question; it blocks, and uses `settings.threads` threads of its own."""
 
-    def __init__(
-        self, located: str, adapter: Path, *, threads: int = 2, max_tokens: int = 256, batch_tokens: int = 4096
-    ) -> None:
-        """`located`: the base's folder; `adapter`: the safetensors file. Raises ModelError where they do not fit."""
+    def __init__(self, settings: EmbedderSettings, located: str, adapter: Path) -> None:
+        """`located`: the embedder's folder or hub name; `adapter`: the safetensors file of changes to it.
+
+        Raises ModelError where they do not fit each other.
+        """
         import torch
         from safetensors import SafetensorError, safe_open
         from transformers import AutoModel, AutoTokenizer
 
-        torch.set_num_threads(threads)
-        self._max_tokens = max_tokens
-        self._batch_tokens = batch_tokens
-        self._tokenizer = AutoTokenizer.from_pretrained(located, local_files_only=True)
-        self._encoder = AutoModel.from_pretrained(located, local_files_only=True, add_pooling_layer=False).eval()
-        self._heads = make_heads(self._encoder.config.hidden_size).eval()
+        torch.set_num_threads(settings.threads)
+        self._settings = settings
+        local = Path(located).is_dir()
         try:
+            self._tokenizer = AutoTokenizer.from_pretrained(located, local_files_only=local)
+            encoder = AutoModel.from_pretrained(located, local_files_only=local).eval()
+            heads = make_heads(encoder.config.hidden_size).eval()
             with safe_open(adapter, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 scale = float(file.metadata()["scale"])
-            merge_low_rank(self._encoder, {n: t for n, t in tensors.items() if n.endswith(LOW_RANK)}, scale)
-            heads = {n.removeprefix("heads."): t.float() for n, t in tensors.items() if n.startswith("heads.")}
-            self._heads.load_state_dict(heads)
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelError(f"the answerability adapter {adapter} does not fit its base: {error}") from error
+            merge_low_rank(encoder, {n: t for n, t in tensors.items() if n.endswith(LOW_RANK)}, scale)
+            heads.load_state_dict(
+                {n.removeprefix("heads."): t.float() for n, t in tensors.items() if n.startswith("heads.")}
+            )
+        except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(
+                f"the answerability adapter {adapter} does not fit the embedder {settings.model}: {error}; train one "
+                "for it (python -m eval.train_answerability), or set evidence.answerability to null"
+            ) from error
+        self._encoder, self._heads = encoder.to(settings.device), heads.to(settings.device)
+        self._token_lengths = token_lengths(self._tokenizer, settings.max_tokens)
+
+    def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens that each pair takes in a forward pass, about; in any thread."""
+        return self._token_lengths([f"{question} {passage}" for question, passage in pairs])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Probability of an answer for each (question, passage), float32 (pairs,), in the given order."""
+        """See rag.types.Answerability."""
         import torch
 
         scores = np.empty(len(pairs), dtype=np.float32)
-        if not pairs:
-            return scores
-        questions, passages = [question for question, _ in pairs], [passage for _, passage in pairs]
-        ids = self._tokenizer(questions, passages, truncation="longest_first", max_length=self._max_tokens)["input_ids"]
-        for batch in token_bounded_batches([len(one) for one in ids], self._batch_tokens):
-            tokens = encode_pairs(self._tokenizer, [pairs[index] for index in batch], self._max_tokens)
+        for batch in token_bounded_batches(self.count_tokens(pairs), self._settings.batch_tokens):
+            chosen = [pairs[index] for index in batch]
+            tokens = encode_pairs(self._tokenizer, chosen, self._settings.max_tokens).to(self._settings.device)
             with torch.inference_mode():
-                scores[batch] = judge_pairs(self._encoder, self._heads, tokens).log_odds.sigmoid().numpy()
+                scores[batch] = judge_pairs(self._encoder, self._heads, tokens).log_odds.float().cpu().numpy()
         return scores

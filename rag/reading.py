@@ -1,0 +1,86 @@
+"""What the models say of the passages' sentences: how well each matches a text, and answers the question."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rag.clock import RequestClock
+from rag.config import Settings
+from rag.errors import DeadlineError
+from rag.evidence import BestSentence, best_sentence
+from rag.extract import likeliest, question_relevance, weigh_answerability
+from rag.ground import lexical_similarity
+from rag.language import understands
+from rag.quotes import Evidence
+from rag.retrieve import DEGRADABLE, SearchSteps, judge_answerability, score_spans
+
+logger = logging.getLogger(__name__)
+
+# Sentences that the answerability model reads. Of twelve it makes slightly better answers, for half as much time again.
+LIKELIEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`relevance`: per passage how well each of its sentences answers the question. `sentence`: the scorer's best value
+    of one of the first passage; `answerability`: log odds that this one between its neighbours answers; None each where
+    no model said so."""
+
+    relevance: list[np.ndarray]
+    sentence: float | None = None
+    answerability: float | None = None
+
+
+async def read_evidence(
+    query: str, evidence: Evidence, steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> Reading:
+    """Reads the sentences for the question that they are to answer; without models by their words."""
+    similarity = await match_sentences(query, query, evidence, steps, settings, clock)
+    relevance = question_relevance(evidence, similarity)
+    by_words = "ground" in clock.degraded or not understands(settings.reranker.languages, query)
+    best = None if by_words else _best_of_first(evidence, similarity)
+    if best is None:
+        return Reading(relevance)
+    places = likeliest(evidence, relevance, LIKELIEST)
+    texts = [best.window, *(evidence.sentences[passage][at].claims.text for passage, at in places)]
+    judged = await judge_answerability(query, texts, steps, settings, clock)
+    if judged is None:
+        return Reading(relevance, best.score)
+    return Reading(weigh_answerability(relevance, places, judged[1:]), best.score, float(judged[0]))
+
+
+async def match_sentences(
+    text: str, query: str, evidence: Evidence, steps: SearchSteps, settings: Settings, clock: RequestClock
+) -> list[np.ndarray]:
+    """Per passage the scorer's value of each sentence for `text`, which is the query or is about it.
+
+    By shared words when the scorer is down (`ground` degraded), and for a query that it does not understand.
+    """
+    if not understands(settings.reranker.languages, query):
+        return await asyncio.to_thread(lexical_similarity, text, evidence, steps.terms)
+    if not {"rerank", "ground"} & set(clock.degraded):
+        try:
+            hits = [passage.hit for passage in evidence.passages]
+            return await clock.run(
+                "ground",
+                lambda: score_spans(text, hits, evidence.spans, steps.score),
+                settings.deadlines.ground_s,
+                optional=True,
+            )
+        except (*DEGRADABLE, DeadlineError) as error:
+            logger.warning("grounding by words alone: %s", error, extra={"stage": "ground"})
+    clock.leave_out("ground")
+    return await asyncio.to_thread(lexical_similarity, text, evidence, steps.terms)
+
+
+def _best_of_first(evidence: Evidence, similarity: Sequence[np.ndarray]) -> BestSentence | None:
+    """Of the first passage's sentences that may be quoted."""
+    scored = zip(evidence.sentences[0], similarity[0].tolist(), strict=True)
+    kept = [(sentence.span, score) for sentence, score in scored if not sentence.instructs]
+    text = evidence.passages[0].hit.chunk.text
+    return best_sentence(text, [span for span, _ in kept], [score for _, score in kept])
