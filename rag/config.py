@@ -84,6 +84,7 @@ class Settings(BaseSettings):
         env_prefix="RAG_",
         env_nested_delimiter="__",
         env_ignore_empty=True,
+        env_parse_none_str="null",
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,

@@ -89,6 +89,16 @@ def test_a_file_does_not_change_the_profiles_for_the_next_call(tmp_path: Path) -
     assert load_settings().embedder.model == PROFILES["embedded"]["embedder"]["model"]
 
 
+def test_a_variable_may_say_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().evidence.answerability is not None
+    monkeypatch.setenv("RAG_EVIDENCE__ANSWERABILITY", "null")
+    monkeypatch.setenv("RAG_EMBEDDER__LANGUAGES", "null")
+    settings = load_settings()
+    assert settings.evidence.answerability is None
+    assert settings.embedder.languages is None
+    assert settings.evidence.min_confidence is not None
+
+
 def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAG_DATA_DIR", "RAG_STORE__URI", "RAG_CONFIG_FILE", "RAG_PROFILE"):
         monkeypatch.setenv(name, "")
