@@ -18,14 +18,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.answer_measures import GoldQuestion, Sentence, Written, measure_answers
 from eval.bench_tables import format_table
 from eval.claim_pairs import ClaimPair, holds_pairs, read_pairs, swap_phrase
-from eval.dataset import Dataset, check_names, pool_datasets, read_dataset, read_rows, set_name
+from eval.dataset import Dataset, check_names, pool_datasets, read_dataset, read_documents, read_rows, set_name
+from eval.gate_samples import trained_articles
 from eval.grounding import judge_pair, measure_grounding
 from eval.hardware import describe_machine, git_commit
 from eval.local_llm import open_llm
@@ -53,15 +54,17 @@ U = TypeVar("U")
 Way = Callable[[GoldQuestion], Awaitable[Written]]
 
 
-def read_gold(reference: str) -> list[GoldQuestion]:
+def read_gold(reference: str, trained: Set[str] = frozenset()) -> list[GoldQuestion]:
     """The questions of a set with their gold phrases, in its order; empty for a set that does not name them.
 
-    Raises InputError for answers that do not fit their questions.
+    None is about a `trained` article, which is the title of the paragraph that a question names. Raises InputError for
+    answers that do not fit their questions.
     """
     path = Path(reference)
     try:
         if path.is_file():
-            articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+            every = json.loads(path.read_text(encoding="utf-8"))["data"]
+            articles = [article for article in every if article.get("title") not in trained]
             asked = [one for article in articles for paragraph in article["paragraphs"] for one in paragraph["qas"]]
             return [
                 GoldQuestion(one["question"], tuple(dict.fromkeys(gold["text"] for gold in one["answers"])))
@@ -71,9 +74,11 @@ def read_gold(reference: str) -> list[GoldQuestion]:
         if not answers.is_file():
             return []
         texts = {row["_id"]: row["text"] for _, row in read_rows(path / "queries.jsonl")}
+        known = {one.document_id for one in read_documents(path) if one.title in trained} if trained else set()
         return [
             GoldQuestion(texts[row["_id"]], () if row.get("unanswerable") else tuple(row["answers"]))
             for _, row in read_rows(answers)
+            if str(row.get("paragraph")) not in known
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
@@ -97,29 +102,31 @@ def evaluate_answers(
 ) -> dict[str, Any]:
     """Measures each set that names its answers, and writes the report to `out`; the report.
 
-    `pool`: the documents of all sets are one corpus. `llm`: False leaves out the ways that need the LLM. Raises
-    InputError where no set names answers, and what the stages raise.
+    `pool`: the documents of all sets are one corpus. `llm`: False leaves out the ways that need the LLM. No question is
+    about an article that the settings' answerability adapter was trained on. Raises InputError where no set names
+    answers to others, and what the stages raise.
     """
     check_names([set_name(Path(one)) for one in references])
     paired = [one for one in references if holds_pairs(Path(one))]
     pairs = {set_name(Path(one)): sample(read_pairs(Path(one)), questions) for one in paired}
     others = [one for one in references if one not in paired]
     sets = [read_dataset(reference) for reference in others]
-    gold = {one.name: read_gold(reference) for one, reference in zip(sets, others, strict=True)}
+    own = evaluation_settings(settings)
+    trained = trained_articles(own)  # documents about them are searched as all others
+    gold = {one.name: read_gold(reference, trained) for one, reference in zip(sets, others, strict=True)}
     gold = {name: known for name, known in gold.items() if known}
     if not gold and not pairs:
         raise InputError(
-            "none of the sets says what its answers are; name a folder with answers.jsonl, a file like SQuAD's, or one "
-            "like HaluEval's"
+            "none of the sets says what its answers are, other than to questions about articles that the answerability "
+            "adapter was trained on; name a folder with answers.jsonl, a file like SQuAD's, or one like HaluEval's"
         )
     corpora = dict.fromkeys(gold, pool_datasets(sets)) if pool else {one.name: one for one in sets if one.name in gold}
-    own = evaluation_settings(settings)
     measured = asyncio.run(_measure(gold, corpora, pairs, own, say, questions=questions, llm=llm))
     report = {
         "commit": git_commit(),
         "hardware": describe_machine(),
         "settings": settings.model_dump(mode="json"),
-        "plan": {"pool": pool, "questions_at_most": questions, "at_once": AT_ONCE},
+        "plan": {"pool": pool, "questions_at_most": questions, "at_once": AT_ONCE, "articles_left_out": len(trained)},
         "sets": measured,
     }
     out.mkdir(parents=True, exist_ok=True)

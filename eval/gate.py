@@ -39,7 +39,7 @@ from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScal
 
 FOLDS = 5
 SEED = 0
-# With the shipped gate 0.9 would answer 84 % of the questions whose passages hold the answer, this 95 %.
+# With the shipped gate 0.9 would answer 90 % of the questions whose passages hold the answer, this 96 %.
 PRECISION = 0.88
 REPORT, TABLES, PLOT, CALIBRATION = "report.json", "report.txt", "reliability.png", "calibration.json"
 

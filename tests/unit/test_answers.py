@@ -101,9 +101,21 @@ def test_gold_of_a_folder_and_of_a_squad_file(tmp_path: Path) -> None:
     file = tmp_path / "squad.json"
     file.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": asked}]}]}))
     assert read_gold(str(file)) == [PORT, NOWHERE]
+    assert read_gold(str(file), {"T"}) == []
     (folder / "answers.jsonl").write_text('{"_id": "q9", "answers": []}', encoding="utf-8")
     with pytest.raises(InputError, match="KeyError: 'q9'"):
         read_gold(str(folder))
+
+
+def test_gold_is_about_no_article_that_was_trained_on(tmp_path: Path) -> None:
+    documents = [{"_id": "p0", "title": "Ports", "text": "8000."}, {"_id": "p1", "title": "Trees", "text": "Plums."}]
+    queries = [{"_id": "q0", "text": PORT.text}, {"_id": "q1", "text": NOWHERE.text}]
+    answers = [{"_id": "q0", "answers": ["8000"], "paragraph": "p0"}, {"_id": "q1", "answers": [], "paragraph": "p1"}]
+    for name, rows in (("corpus", documents), ("queries", queries), ("answers", answers)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read_gold(str(tmp_path), {"Trees"}) == [PORT]
+    assert read_gold(str(tmp_path), {"Ports", "Trees"}) == []
+    assert read_gold(str(tmp_path), {"Elsewhere"}) == [PORT, NOWHERE]
 
 
 def test_a_sample_has_half_as_many_without_an_answer() -> None:
