@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rag.batching import token_bounded_batches, token_lengths
+from rag.cpu import computes_bfloat16
 from rag.errors import ModelError
 from rag.step_settings import EmbedderSettings
 
 LOW_RANK = ("lora_a", "lora_b")  # suffixes of a changed weight's name: weight + scale * lora_b @ lora_a
+# On a CPU a few sentences beside a longer text are read faster in passes of their own than padded to its length.
+PASS_TOKENS = 256
 _MASKED = -1e4
 
 
@@ -62,7 +65,7 @@ def judge_pairs(encoder: Any, heads: Any, tokens: Any) -> Judged:
     import torch
 
     names = ("input_ids", "token_type_ids", "attention_mask")
-    states = encoder(**{name: tokens[name] for name in names}).last_hidden_state
+    states = encoder(**{name: tokens[name] for name in names}).last_hidden_state.float()
     allowed = passage_tokens(tokens)
     logits = heads["span"](states)
     within = logits.masked_fill(~allowed[..., None], _MASKED)
@@ -123,7 +126,10 @@ class AnswerabilityScorer:
                 f"the answerability adapter {adapter} does not fit the embedder {settings.model}: {error}; train one "
                 "for it (python -m eval.train_answerability), or set evidence.answerability to null"
             ) from error
-        self._encoder, self._heads = encoder.to(settings.device), heads.to(settings.device)
+        # Like a reranker's, its values are made anew for each question: a coarser format leaves nothing behind.
+        on_cpu = "bfloat16" if computes_bfloat16() else "float32"
+        dtype = getattr(torch, on_cpu if settings.device == "cpu" else settings.dtype)
+        self._encoder, self._heads = encoder.to(settings.device, dtype), heads.to(settings.device)
         self._token_lengths = token_lengths(self._tokenizer, settings.max_tokens)
 
     def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
@@ -135,7 +141,10 @@ class AnswerabilityScorer:
         import torch
 
         scores = np.empty(len(pairs), dtype=np.float32)
-        for batch in token_bounded_batches(self.count_tokens(pairs), self._settings.batch_tokens):
+        limit = self._settings.batch_tokens
+        if self._settings.device == "cpu":
+            limit = min(limit, PASS_TOKENS)
+        for batch in token_bounded_batches(self.count_tokens(pairs), limit):
             chosen = [pairs[index] for index in batch]
             tokens = encode_pairs(self._tokenizer, chosen, self._settings.max_tokens).to(self._settings.device)
             with torch.inference_mode():

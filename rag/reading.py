@@ -21,8 +21,8 @@ from rag.retrieve import DEGRADABLE, SearchSteps, judge_answerability, score_spa
 
 logger = logging.getLogger(__name__)
 
-# Sentences that the answerability model reads. Of twelve it makes slightly better answers, for half as much time again.
-LIKELIEST = 8
+# Sentences that the answerability model reads. Of eight it makes answers as good, for 1.7 times as many tokens.
+LIKELIEST = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ RAG = {
     "rewrite": {"types", "claims", "language"},
     "embed": EVERY_STEP | {"batching", "imports", "token_vectors"},
     "rerank": EVERY_STEP | {"batching", "cpu", "token_vectors"},
-    "answerability": EVERY_STEP | {"batching"},
+    "answerability": EVERY_STEP | {"batching", "cpu"},
     "analyze": set[str](),
     "store": EVERY_STEP | {"filters", "store_rows", "milvus", "index_versions"},
     "milvus": {"errors", "store_rows"},
