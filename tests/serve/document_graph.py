@@ -15,7 +15,7 @@ from deployments.retriever import Retriever
 from rag.config import Settings
 from rag.types import Embedding, TextKind
 from tests.fakes import HashEmbedder
-from tests.serve.fake_graph import FakeGenerator, FakeReranker
+from tests.serve.fake_graph import FakeGenerator, FakeReranker, answerability_by_words
 
 EMBED_S = 0.5  # of each call: a job of many chunks takes long enough to be killed in its middle
 
@@ -28,6 +28,9 @@ class SlowEmbedder:
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         return await self._embedder.embed(texts, kind)
+
+    async def answerability(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        return answerability_by_words(pairs)
 
     async def embed_passages(self, texts: list[str]) -> list[Embedding]:
         await asyncio.sleep(EMBED_S)

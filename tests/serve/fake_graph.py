@@ -44,6 +44,12 @@ FINGERPRINT = IndexFingerprint("hash", 64, True, "", "", "whole", "1")
 SLOW_S, GENERATE_LIMIT_S = 3.0, 3.5
 
 
+def answerability_by_words(pairs: list[tuple[str, str]]) -> np.ndarray:
+    """Log odds by the share of the question's terms that the text holds."""
+    shares = [len({*terms(asked)} & {*terms(text)}) / max(len({*terms(asked)}), 1) for asked, text in pairs]
+    return np.array([8 * share - 4 for share in shares], dtype=np.float32)
+
+
 class FakeEmbedder:
     def __init__(self) -> None:
         self._embedder = HashEmbedder()
@@ -52,9 +58,7 @@ class FakeEmbedder:
         return await self._embedder.embed(texts, kind)
 
     async def answerability(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """Log odds by the share of the question's terms that the passage holds."""
-        shares = [len({*terms(asked)} & {*terms(text)}) / max(len({*terms(asked)}), 1) for asked, text in pairs]
-        return np.array([8 * share - 4 for share in shares], dtype=np.float32)
+        return answerability_by_words(pairs)
 
     async def ready(self) -> None:
         return None
