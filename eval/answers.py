@@ -114,6 +114,9 @@ def evaluate_answers(
     own = evaluation_settings(settings)
     trained = trained_articles(own)  # documents about them are searched as all others
     gold = {one.name: read_gold(reference, trained) for one, reference in zip(sets, others, strict=True)}
+    left_out = {
+        one.name: len(read_gold(reference)) - len(gold[one.name]) for one, reference in zip(sets, others, strict=True)
+    }
     gold = {name: known for name, known in gold.items() if known}
     if not gold and not pairs:
         raise InputError(
@@ -126,7 +129,7 @@ def evaluate_answers(
         "commit": git_commit(),
         "hardware": describe_machine(),
         "settings": settings.model_dump(mode="json"),
-        "plan": {"pool": pool, "questions_at_most": questions, "at_once": AT_ONCE, "articles_left_out": len(trained)},
+        "plan": {"pool": pool, "questions_at_most": questions, "at_once": AT_ONCE, "questions_left_out": left_out},
         "sets": measured,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from rag.filters import Not, OneOf
 from rag.language import understands
 from rag.local_steps import Models
 from rag.models import locate_answerability
-from rag.retrieve import SearchSteps, retrieve, score_spans
+from rag.retrieve import SearchSteps, judge_answerability, retrieve, score_spans
 from rag.sentences import split_sentences
 from rag.step_settings import EvidenceFeature, EvidenceScale
 from rag.types import Hit, Score
@@ -146,8 +146,11 @@ async def ask_questions(
         best = answerability = None
         if understands(settings.reranker.languages, question.text):
             best = await find_best_sentence(question.text, found.hits, steps.score)
-        if best is not None and steps.answerability is not None:
-            answerability = float((await steps.answerability([(question.text, best.window)]))[0])
+        if best is not None:
+            judged = await judge_answerability(question.text, [best.window], steps, settings, clock)
+            answerability = None if judged is None else float(judged[0])
+        if clock.degraded:
+            raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
         sentence = best.score if best else None
         samples.extend(read_samples(dataset, question, found.hits, sentence, answerability, settings))
         if number % 200 == 0:
@@ -156,13 +159,17 @@ async def ask_questions(
 
 
 def trained_articles(settings: Settings) -> frozenset[str]:
-    """What the card of the answerability adapter in use says that it was trained on. Raises InputError."""
+    """The titles of squad2-a and xquad-en that the answerability adapter in use was trained on, by its card.
+
+    Its other tables have no titles: a set made of them is not known here. Raises InputError.
+    """
     adapter = locate_answerability(settings)
     if adapter is None:
         return frozenset()
     card = adapter.with_name(CARD)
     try:
-        return frozenset(json.loads(card.read_text(encoding="utf-8"))["articles"])
+        articles = frozenset(json.loads(card.read_text(encoding="utf-8"))["articles"])
+        return articles | {name.replace(" ", "_") for name in articles}  # as SQuAD's own files write them
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{card} does not say on which articles the adapter was trained ({error}): a gate fitted on them would be "
@@ -175,7 +182,7 @@ def collect_samples(
 ) -> list[Sample]:
     """The samples of every set: at most so many questions of each, and half as many of them off-corpus.
 
-    None is about an article that the settings' answerability model was trained on.
+    None is about an article that `trained_articles` names.
     """
     own = evaluation_settings(settings)
     models = Models(own)

@@ -74,7 +74,12 @@ class _ProfileSource(PydanticBaseSettingsSource):
         profile = given.get("profile") or file_values.get("profile") or "embedded"
         if not isinstance(profile, str) or profile not in PROFILES:
             raise SettingsError(f"profile is {profile!r}; it must be one of: {', '.join(PROFILES)}")
-        return {**_merge(PROFILES[profile], file_values), "profile": profile}
+        defaults = PROFILES[profile]
+        gate = file_values.get("evidence")
+        if isinstance(gate, dict) and "scales" in gate:
+            # A gate takes the place of the profile's as a whole: coefficients of two fits would judge together.
+            defaults = {**defaults, "evidence": {}}
+        return {**_merge(defaults, file_values), "profile": profile}
 
 
 class Settings(BaseSettings):

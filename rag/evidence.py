@@ -75,10 +75,12 @@ def check_fitted(settings: Settings) -> None:
     )
     if used == evidence.fitted_for:
         return
+    same_models = used == evidence.fitted_for.model_copy(update={"answerability": used.answerability})
+    without = "set RAG_EVIDENCE__ANSWERABILITY=null, and the gate goes without that adapter; or " if same_models else ""
     raise SettingsError(
         f"the evidence gate was fitted to the scores of {_named(evidence.fitted_for)}, not to those of {_named(used)}: "
-        "fit it anew (python -m eval.gate fit, see the README) and put what that writes under `evidence` of a settings "
-        "file; or set RAG_EVIDENCE__MIN_CONFIDENCE=0, and no question is refused for want of evidence"
+        f"{without}fit it anew (python -m eval.gate fit, see the README) and put what that writes under `evidence` of "
+        "a settings file; or set RAG_EVIDENCE__MIN_CONFIDENCE=0, and no question is refused for want of evidence"
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -75,29 +75,47 @@ def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> 
 def likeliest(evidence: Evidence, relevance: Sequence[np.ndarray], count: int) -> list[tuple[int, int]]:
     """Passage and place of so many sentences of most relevance, best first, of those that may be an answer."""
     ranked = [
-        (value, passage, at)
+        (max(value, lent), passage, at)
         for passage, (sentences, row) in enumerate(zip(evidence.sentences, relevance, strict=True))
-        for at, (sentence, value) in enumerate(zip(sentences, row.tolist(), strict=True))
-        if not sentence.instructs and not asks(sentence.claims.text)
+        for at, value, lent in _answering(sentences, row)
     ]
     ranked.sort(key=lambda one: -one[0])
     return [(passage, at) for _, passage, at in ranked[:count]]
 
 
+def _answering(sentences: Sequence[EvidenceSentence], row: np.ndarray) -> Iterator[tuple[int, float, float]]:
+    """Of a passage's sentences those that may be an answer: place, relevance, and what a question before it lends."""
+    lent = 0.0
+    for at, (sentence, own) in enumerate(zip(sentences, row.tolist(), strict=True)):
+        text = sentence.claims.text
+        if sentence.instructs:
+            lent = 0.0
+        elif asks(text):
+            lent = max(lent, own)
+        else:
+            yield at, own, lent
+            lent = lent if _is_fragment(text) else 0.0
+
+
 def weigh_answerability(
-    relevance: Sequence[np.ndarray], places: Sequence[tuple[int, int]], log_odds: np.ndarray
+    evidence: Evidence, relevance: Sequence[np.ndarray], places: Sequence[tuple[int, int]], log_odds: np.ndarray
 ) -> list[np.ndarray]:
     """The relevance, with ANSWERABILITY_SHARE of it the chance that the sentence answers by itself.
 
     `places` are the sentences, as `likeliest` gives them, that `log_odds` are of; the others have the lowest chance of
-    them. What has no relevance gets none.
+    them, but for a sentence that asks, which has that of the answer that it lends its relevance to. What has no
+    relevance gets none.
     """
     chances = 0.5 + 0.5 * np.tanh(0.5 * log_odds.astype(np.float64))
     lowest = float(chances.min(initial=1.0))
     shares = [np.where(row > 0, lowest, 0.0) for row in relevance]
     for (passage, at), chance in zip(places, chances.tolist(), strict=True):
-        if relevance[passage][at] > 0:
-            shares[passage][at] = chance
+        asked = at
+        while asked > 0 and _leads(_text(evidence, passage, asked - 1)):
+            asked -= 1
+        for one in range(asked, at + 1):
+            if relevance[passage][one] > 0 and (one == at or asks(_text(evidence, passage, one))):
+                shares[passage][one] = max(chance, shares[passage][one])
     return [
         ((1 - ANSWERABILITY_SHARE) * row + ANSWERABILITY_SHARE * share).astype(np.float32)
         for row, share in zip(relevance, shares, strict=True)
@@ -116,18 +134,10 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
     language, kind = language_of(evidence.question.text), asked_kind(evidence.question.text)
     ranked: list[tuple[float, float, bool, EvidenceSentence]] = []
     for sentences, row in zip(evidence.sentences, relevance, strict=True):
-        lent = 0.0
-        for sentence, own in zip(sentences, row.tolist(), strict=True):
+        for at, own, lent in _answering(sentences, row):
+            sentence, relevant = sentences[at], max(own, lent)
             text = sentence.claims.text
-            if sentence.instructs:
-                lent = 0.0
-                continue
-            if asks(text):
-                lent = max(lent, own)
-                continue
             fragment = _is_fragment(text)
-            relevant = max(own, lent)
-            lent = lent if fragment else 0.0
             foreign = language_of(text) != language
             rank = relevant - (FRAGMENT_PENALTY if fragment else 0.0) - (FOREIGN_PENALTY if foreign else 0.0)
             rank += KIND_BONUS if kind and offers(sentence.claims, evidence.question, kind) else 0.0
@@ -203,6 +213,15 @@ def unsaid(sentence: Grounded, evidence: Evidence, citations: Sequence[Citation]
 def asks(text: str) -> bool:
     """Whether a sentence asks: it asserts nothing, so it is neither an answer nor evidence."""
     return _ASKS.search(text) is not None
+
+
+def _leads(text: str) -> bool:
+    """Whether what a question lends goes past it to the next sentence."""
+    return asks(text) or _is_fragment(text)
+
+
+def _text(evidence: Evidence, passage: int, at: int) -> str:
+    return evidence.sentences[passage][at].claims.text
 
 
 def _is_fragment(text: str) -> bool:

@@ -51,7 +51,7 @@ async def read_evidence(
     judged = await judge_answerability(query, texts, steps, settings, clock)
     if judged is None:
         return Reading(relevance, best.score)
-    return Reading(weigh_answerability(relevance, places, judged[1:]), best.score, float(judged[0]))
+    return Reading(weigh_answerability(evidence, relevance, places, judged[1:]), best.score, float(judged[0]))
 
 
 async def match_sentences(
@@ -63,7 +63,9 @@ async def match_sentences(
     """
     if not understands(settings.reranker.languages, query):
         return await asyncio.to_thread(lexical_similarity, text, evidence, steps.terms)
-    if not {"rerank", "ground"} & set(clock.degraded):
+    # `rerank` is degraded too where only the answerability model failed, and then the scorer has scored the hits.
+    unscored = all(passage.hit.scores.rerank is None for passage in evidence.passages)
+    if "ground" not in clock.degraded and not ("rerank" in clock.degraded and unscored):
         try:
             hits = [passage.hit for passage in evidence.passages]
             return await clock.run(

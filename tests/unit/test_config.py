@@ -11,6 +11,7 @@ from rag.config import Settings, load_settings
 from rag.errors import SettingsError
 from rag.filter_language import METADATA_FIELDS
 from rag.profiles import PROFILES
+from rag.step_settings import EvidenceSettings
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,17 @@ def test_config_file_from_the_environment_yields_to_the_one_given(
 def test_a_file_does_not_change_the_profiles_for_the_next_call(tmp_path: Path) -> None:
     load_settings(write(tmp_path / "rag.yaml", "embedder: {model: mine}"))
     assert load_settings().embedder.model == PROFILES["embedded"]["embedder"]["model"]
+
+
+def test_a_gate_of_a_file_takes_the_place_of_the_profiles_as_a_whole(tmp_path: Path) -> None:
+    """One that was fitted before there was an adapter, say: nothing of the profile's judges beside it."""
+    calibration = {"intercept": -1.0, "weights": {"rerank": 1.0}}
+    gate = {"min_confidence": 0.6, "scales": {"rerank": calibration}}
+    evidence = load_settings(write(tmp_path / "own.yaml", json.dumps({"evidence": gate}))).evidence
+    assert evidence == EvidenceSettings.model_validate(gate)
+    threshold = load_settings(write(tmp_path / "less.yaml", "evidence: {min_confidence: 0.6}")).evidence
+    assert threshold.min_confidence == 0.6
+    assert threshold.scales == load_settings().evidence.scales
 
 
 def test_a_variable_may_say_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from rag.evidence import (
     read_features,
     scale_of,
 )
+from rag.profiles import MINILM
 from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings
 from rag.types import Chunk, Hit, Scores, Span
 
@@ -73,6 +74,13 @@ def test_a_gate_of_other_models_is_refused(change: dict[str, Any], refused: bool
         return
     with pytest.raises(SettingsError, match=r"embedder package:\S+ .*and reranker package:\S+, not to those of .*\./"):
         check_fitted(settings)
+
+
+def test_a_gate_that_was_fitted_without_the_adapter_says_how_to_go_without() -> None:
+    fitted = {"embedder": MINILM, "reranker": MINILM, "answerability": None}
+    with pytest.raises(SettingsError, match="set RAG_EVIDENCE__ANSWERABILITY=null, and the gate goes without"):
+        check_fitted(load_settings(evidence={"fitted_for": fitted}))
+    check_fitted(load_settings(evidence={"fitted_for": fitted, "answerability": None}))
 
 
 def calibration(feature: EvidenceFeature, intercept: float = 0.0, weight: float = 1.0) -> EvidenceCalibration:

@@ -267,16 +267,31 @@ async def test_only_a_weak_readers_half_of_a_sentence_is_made_whole(reader: str,
 
 def test_the_likeliest_are_the_most_relevant_that_may_be_an_answer() -> None:
     evidence = evidence_of("Which port is it? It is 8000. It is red.", "It is 9000.", question="Which port?")
-    assert likeliest(evidence, rows([0.9, 0.4, 0.1], [0.5]), 2) == [(1, 0), (0, 1)]
-    assert likeliest(evidence, rows([0.9, 0.4, 0.1], [0.5]), 9) == [(1, 0), (0, 1), (0, 2)]
+    assert likeliest(evidence, rows([0.3, 0.4, 0.1], [0.5]), 2) == [(1, 0), (0, 1)]
+    assert likeliest(evidence, rows([0.3, 0.4, 0.1], [0.5]), 9) == [(1, 0), (0, 1), (0, 2)]
 
 
 def test_relevance_has_a_share_of_the_chance_to_answer_and_without_one_of_the_lowest() -> None:
+    evidence = evidence_of("It is one. It is two. It is three.", "It is four.", question="x")
     before = rows([0.8, 0.0, 0.6], [0.4])
-    after = weigh_answerability(before, [(0, 0), (0, 2), (0, 1)], np.array([0.0, 40.0, 40.0], dtype=np.float32))
+    log_odds = np.array([0.0, 40.0, 40.0], dtype=np.float32)
+    after = weigh_answerability(evidence, before, [(0, 0), (0, 2), (0, 1)], log_odds)
     rest = 1 - ANSWERABILITY_SHARE
     expected = [0.8 * rest + 0.5 * ANSWERABILITY_SHARE, 0.0, 0.6 * rest + ANSWERABILITY_SHARE]
     assert after[0].tolist() == pytest.approx(expected)
     assert after[1].tolist() == pytest.approx([0.4 * rest + 0.5 * ANSWERABILITY_SHARE])
     assert before[0].tolist() == pytest.approx([0.8, 0.0, 0.6])
-    assert [row.tolist() for row in weigh_answerability(rows([]), [], np.array([], dtype=np.float32))] == [[]]
+    nothing = weigh_answerability(evidence_of("", question="x"), rows([]), [], np.array([], dtype=np.float32))
+    assert [row.tolist() for row in nothing] == [[]]
+
+
+def test_the_answer_behind_a_question_is_asked_about_and_its_chance_is_what_the_question_lends() -> None:
+    text = "What is the largest file? It has 100 MiB. Files are stored on a disk."
+    evidence = evidence_of(text, question="What is the largest file?")
+    relevance = rows([0.95, 0.1, 0.85])
+    places = likeliest(evidence, relevance, 2)
+    assert places == [(0, 1), (0, 2)]
+    weighed = weigh_answerability(evidence, relevance, places, np.array([2.2, -2.9], dtype=np.float32))
+    assert extract_answer(evidence, weighed, TWO)[0].text == "It has 100 MiB."
+    weighed = weigh_answerability(evidence, relevance, places, np.array([-2.9, 2.2], dtype=np.float32))
+    assert extract_answer(evidence, weighed, TWO)[0].text == "Files are stored on a disk."
