@@ -169,7 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": git_commit(),
         "hardware": describe_machine(),
         "models": {"embedder": settings.embedder.model, "reranker": settings.reranker_model},
-        "answerability": evidence.answerability,
         "evidence": evidence.model_dump(mode="json"),
         "scales": scales,
         "wall_s": round(time.monotonic() - started, 1),

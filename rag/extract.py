@@ -75,16 +75,16 @@ def question_relevance(evidence: Evidence, similarity: Sequence[np.ndarray]) -> 
 def likeliest(evidence: Evidence, relevance: Sequence[np.ndarray], count: int) -> list[tuple[int, int]]:
     """Passage and place of so many sentences of most relevance, best first, of those that may be an answer."""
     ranked = [
-        (max(value, lent), passage, at)
+        (relevant, passage, at)
         for passage, (sentences, row) in enumerate(zip(evidence.sentences, relevance, strict=True))
-        for at, value, lent in _answering(sentences, row)
+        for at, relevant in _answering(sentences, row)
     ]
     ranked.sort(key=lambda one: -one[0])
     return [(passage, at) for _, passage, at in ranked[:count]]
 
 
-def _answering(sentences: Sequence[EvidenceSentence], row: np.ndarray) -> Iterator[tuple[int, float, float]]:
-    """Of a passage's sentences those that may be an answer: place, relevance, and what a question before it lends."""
+def _answering(sentences: Sequence[EvidenceSentence], row: np.ndarray) -> Iterator[tuple[int, float]]:
+    """Of a passage's sentences those that may be an answer: place, and relevance, its own or what a question lends."""
     lent = 0.0
     for at, (sentence, own) in enumerate(zip(sentences, row.tolist(), strict=True)):
         text = sentence.claims.text
@@ -93,7 +93,7 @@ def _answering(sentences: Sequence[EvidenceSentence], row: np.ndarray) -> Iterat
         elif asks(text):
             lent = max(lent, own)
         else:
-            yield at, own, lent
+            yield at, max(own, lent)
             lent = lent if _is_fragment(text) else 0.0
 
 
@@ -134,8 +134,8 @@ def extract_answer(evidence: Evidence, relevance: Sequence[np.ndarray], settings
     language, kind = language_of(evidence.question.text), asked_kind(evidence.question.text)
     ranked: list[tuple[float, float, bool, EvidenceSentence]] = []
     for sentences, row in zip(evidence.sentences, relevance, strict=True):
-        for at, own, lent in _answering(sentences, row):
-            sentence, relevant = sentences[at], max(own, lent)
+        for at, relevant in _answering(sentences, row):
+            sentence = sentences[at]
             text = sentence.claims.text
             fragment = _is_fragment(text)
             foreign = language_of(text) != language
