@@ -18,8 +18,9 @@ from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
 from vllm.exceptions import VLLMError
 
 from deployments.batch_stages import PASSES, error_body, finish_packed, load_steps, patient
-from deployments.generator import engine_environment, engine_kwargs
+from deployments.generator import replica_environment
 from rag.config import Settings
+from rag.engine import engine_kwargs
 from rag.errors import StageError
 from rag.local_llm import EngineWriter
 from rag.models import choose_dtype, load_chat_template, locate_model
@@ -67,7 +68,7 @@ def answering_engine(settings: Settings, rows: int) -> Callable[[Dataset], Datas
         engine_kwargs=engine_kwargs(generator, choose_dtype(settings)),
         accelerator_type=generator.accelerator_type,
         placement_group_config={"bundles": [worker] * generator.tensor_parallel},
-        runtime_env={"env_vars": engine_environment(generator, serving)},
+        runtime_env={"env_vars": replica_environment(generator, serving)},
         batch_size=rows,
         concurrency=serving.replicas,
         max_concurrent_batches=_BATCHES,

@@ -12,6 +12,7 @@ from typing import Any
 
 from deployments.options import actor_options
 from rag.config import Settings
+from rag.engine import engine_environment
 from rag.imports import without_collection
 from rag.models import locate_model, read_format_checks
 from rag.serve_settings import GeneratorServing, StageServing
@@ -67,7 +68,7 @@ def generator_placement(generator: GeneratorSettings, serving: GeneratorServing)
     """Serve's options for the Generator's place: its environment, and the bundles that Ray Serve LLM would ask for."""
     workers = [_worker_bundle(generator, serving) for _ in range(generator.tensor_parallel)]
     # The replica shares the first worker's bundle; that one's GPU is the worker's.
-    actor = actor_options(serving.model_copy(update={"num_gpus": 0.0}), engine_environment(generator, serving))
+    actor = actor_options(serving.model_copy(update={"num_gpus": 0.0}), replica_environment(generator, serving))
     memory = {"memory": actor["memory"]} if "memory" in actor else {}
     shared = {"CPU": workers[0].get("CPU", 0) + serving.num_cpus, **memory, **actor.get("resources", {})}
     workers[0] |= shared
@@ -78,31 +79,12 @@ def generator_placement(generator: GeneratorSettings, serving: GeneratorServing)
     }
 
 
-def engine_kwargs(generator: GeneratorSettings, dtype: str) -> dict[str, Any]:
-    """vLLM's arguments of an engine, its model aside."""
-    return {
-        "dtype": dtype,
-        "max_model_len": generator.max_model_len,
-        "max_num_seqs": generator.max_num_seqs,
-        "gpu_memory_utilization": generator.memory_fraction,
-        "tensor_parallel_size": generator.tensor_parallel,
-        "enforce_eager": generator.enforce_eager,
-        "enable_prefix_caching": True,
-    }
-
-
-def engine_environment(generator: GeneratorSettings, serving: StageServing) -> dict[str, str]:
-    """What vLLM reads from the environment."""
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    if generator.accelerator == "cpu":
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(generator.kv_cache_gib)
-        # Else vLLM leaves one core to others: of two that is half its speed, and the others wait for it anyway.
-        environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-    else:
+def replica_environment(generator: GeneratorSettings, serving: StageServing) -> dict[str, str]:
+    """The engine's environment in a replica."""
+    environment = engine_environment(generator)
+    if generator.accelerator == "gpu":
         # What the engine asks Ray for has to be what its bundle holds, or it waits for ever.
         environment["VLLM_RAY_PER_WORKER_GPUS"] = str(serving.num_gpus)
-    if generator.model.startswith(("package:", "/", ".", "~")):
-        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return environment
 
 

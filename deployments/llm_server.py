@@ -19,9 +19,10 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMError
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 
-from deployments.generator import engine_environment, engine_kwargs
+from deployments.generator import replica_environment
 from deployments.traces import trace_headers, traces_url
 from rag.config import Settings
+from rag.engine import engine_kwargs
 from rag.errors import ModelError, StageError
 from rag.models import FormatCheck, adapter_rank, choose_dtype
 from rag.step_settings import GeneratorSettings
@@ -154,7 +155,7 @@ def llm_config(settings: Settings, located: str, dtype: str) -> LLMConfig:
         ),
         engine_kwargs={**engine_kwargs(generator, dtype), **_adapter_arguments(generator), **traces},
         lora_config={"max_num_adapters_per_replica": len(generator.adapters)} if generator.adapters else None,
-        runtime_env={"env_vars": engine_environment(generator, serving)},
+        runtime_env={"env_vars": replica_environment(generator, serving)},
         deployment_config={"ray_actor_options": {"num_cpus": serving.num_cpus}},
     )
 

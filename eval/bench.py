@@ -13,8 +13,8 @@ generation  `/ask` with stream=true over the example questions that reach the LL
             at the client, and the service holds a sentence until it is grounded: where no sentence is, the evidence is
             sent after the LLM's last token. Raw: vLLM's AsyncLLM with the very same prompts (rebuilt with rag.prompt
             and checked against the service's prompt hash), settings and max_tokens. Tokens are the LLM's own (usage).
-            Every prompt was read once before on both sides, so both find its prefix cached. `stages_first_ms` has the
-            first time that each question was asked.
+            Both find the instructions that all prompts begin with in the engine's cache, and nothing more: the boundary
+            behind them is drawn anew. `stages_first_ms` has the first time that each question was asked.
 routes      Closed loops over kept-alive connections; `/search` as a client would call it, reranked.
 memory      The peak of the summed PSS (main memory) of `rag serve` and everything below it while all this ran.
 """
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -109,10 +110,9 @@ def run_raw(
 def measure_raw(measured: dict[str, Any], plan: Plan, settings: Settings, folder: Path) -> dict[str, Any]:
     """The same models without the service, over the texts and prompts that it was measured with."""
     generator = settings.generator
-    located = locate_model(generator.model, settings.cache_dir)
-    prompts = rebuild_prompts(measured["first"], settings)
+    rounds = math.ceil(max(plan.asks.values()) / len(measured["first"]))
+    prompts = [prompt for _ in range(rounds) for prompt in rebuild_prompts(measured["first"], settings)]
     passages = sorted({passage["text"] for _, answer in measured["first"] for passage in answer["passages"]})
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if Path(located).is_dir() else {}
     say("raw encode")
     encode_task = {
         "texts": measured["embedded_texts"],
@@ -129,11 +129,7 @@ def measure_raw(measured: dict[str, Any], plan: Plan, settings: Settings, folder
         "max_tokens": plan.max_tokens or generator.max_tokens,
         "warm_up_tokens": WARM_UP_TOKENS,
     }
-    # On all cores, as the service's engine.
-    all_cores = {"VLLM_CPU_KVCACHE_SPACE": str(generator.kv_cache_gib), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    on_cpu = all_cores if generator.accelerator == "cpu" else {}
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return {"encode": encode, "generate": run_raw("generate", generate_task, on_cpu | quiet | offline, folder)}
+    return {"encode": encode, "generate": run_raw("generate", generate_task, {}, folder)}
 
 
 def run_bench(plan: Plan, url: str | None, folder: Path) -> dict[str, Any]:

@@ -207,9 +207,7 @@ def raw_lines(questions: list[str], route: str, work: Path) -> tuple[Line, Line,
     prompts = [[{"role": "user", "content": f"Answer in a few words. {question}"}] for question in questions[:32]]
     runs = [{"concurrency": size, "requests": 4 * size} for size in BATCHES]
     asked = {"prompts": prompts, "runs": runs, "limit_s": 40, "max_tokens": 32, "warm_up_tokens": 4}
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-    settings["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # on all cores, as the service's engine
-    written = run_raw("generate", asked, environment | settings | {"HF_HUB_OFFLINE": "1"}, work)["runs"]
+    written = run_raw("generate", asked, environment, work)["runs"]
     # The time between two tokens: their rate has the prompts' reading in it, which here is a service time of its own.
     decode = fit_line([(one["concurrency"], one["tpot_p50_ms"] / 1000) for one in written])
     return embed, decode, {"embed": calls, "decode": written}

@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.raw import set_engine_environment
 from eval.retrieval import PATIENT_S, open_steps
 from rag.config import Settings, load_settings
+from rag.engine import engine_kwargs
 from rag.events import Done
 from rag.local_steps import Models
 from rag.models import choose_dtype, load_chat_template, load_token_counter, locate_model
@@ -31,14 +32,7 @@ BATCH = 32
 
 async def ask_naively(questions: list[str], collection: str, settings: Settings) -> dict[str, Any]:
     """Answers in order, and the seconds of each part of the loop; starting the models is not in `seconds`."""
-    # Read by vLLM when it is imported, and as deployments.generator sets them for the service's engine.
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.generator.kv_cache_gib),
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    }.items():
-        os.environ.setdefault(name, value)
+    set_engine_environment(settings)
     began = time.perf_counter()
     models = Models(settings)
     located = locate_model(settings.generator.model, settings.cache_dir)
@@ -75,17 +69,8 @@ async def ask_naively(questions: list[str], collection: str, settings: Settings)
 def _start_llm(settings: Settings, located: str) -> Any:
     from vllm import LLM
 
-    generator = settings.generator
-    return LLM(
-        model=located,
-        dtype=choose_dtype(settings),
-        max_model_len=generator.max_model_len,
-        max_num_seqs=BATCH,
-        gpu_memory_utilization=generator.memory_fraction,
-        tensor_parallel_size=generator.tensor_parallel,
-        enforce_eager=generator.enforce_eager,
-        enable_prefix_caching=True,
-    )
+    engine = engine_kwargs(settings.generator, choose_dtype(settings))
+    return LLM(model=located, **engine | {"max_num_seqs": BATCH})
 
 
 async def _prepare(text: str, collection: str, steps: Steps, settings: Settings) -> Flow:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from eval.load import percentile, run_load
 from rag.config import Settings, load_settings
 from rag.embed import SentenceEmbedder
+from rag.engine import engine_environment, engine_kwargs
 from rag.models import choose_dtype, locate_model
 
 COPY_BYTES = 512 * 1024 * 1024
@@ -154,8 +156,10 @@ def weight_bytes(located: str, dtype: str) -> int:
 async def generate(task: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Each of `runs` {concurrency, requests} in closed loops of at most `limit_s`, over `prompts` (message lists).
 
-    Every prompt is read once before, as the service did, so that both find the same prefixes cached.
+    A run begins without cached prefixes. In the service two prompts have no more in common than the instructions, since
+    a boundary is drawn for each (rag.prompt): where `prompts` are as many as requests, they find as much cached here.
     """
+    set_engine_environment(settings)
     from transformers import AutoTokenizer
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -192,12 +196,11 @@ async def generate(task: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     runs = []
     try:
-        for number in range(len(prompts)):
-            await write(number, task["warm_up_tokens"])
         for run in task["runs"]:
             concurrency = run["concurrency"]
             short = [lambda number: write(number, task["warm_up_tokens"])] * concurrency
             await run_load(short, requests=concurrency, limit_s=task["limit_s"])
+            await engine.reset_prefix_cache()
             workers = [lambda number: write(number, task["max_tokens"])] * concurrency
             load = await run_load(workers, requests=run["requests"], limit_s=task["limit_s"])
             runs.append(_generate_rates(load.concurrency, load.seconds, load.results))
@@ -212,21 +215,17 @@ async def generate(task: dict[str, Any], settings: Settings) -> dict[str, Any]:
     }
 
 
+def set_engine_environment(settings: Settings) -> None:
+    """The environment of the service's engine, for one of this process; before vLLM is imported."""
+    for name, value in (engine_environment(settings.generator) | {"VLLM_LOGGING_LEVEL": "WARNING"}).items():
+        os.environ.setdefault(name, value)
+
+
 def engine_args(settings: Settings, located: str, dtype: str) -> Any:
-    """vLLM's arguments; the same as deployments.generator gives to the service's engine."""
+    """vLLM's arguments, those of the service's engine."""
     from vllm import AsyncEngineArgs
 
-    generator = settings.generator
-    return AsyncEngineArgs(
-        model=located,
-        dtype=dtype,
-        max_model_len=generator.max_model_len,
-        max_num_seqs=generator.max_num_seqs,
-        gpu_memory_utilization=generator.memory_fraction,
-        tensor_parallel_size=generator.tensor_parallel,
-        enforce_eager=generator.enforce_eager,
-        enable_prefix_caching=True,
-    )
+    return AsyncEngineArgs(model=located, **engine_kwargs(settings.generator, dtype))
 
 
 def _generate_rates(concurrency: int, seconds: float, written: list[_Written]) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import pytest
 from ingest.run import LazyEmbedder
 from rag.config import load_settings
 from rag.embed import SentenceEmbedder
-from rag.models import load_token_counter, locate_model
+from rag.engine import engine_kwargs
+from rag.models import load_chat_template, load_token_counter, locate_model
+from rag.prompt import build_prompt
 from rag.rerank import CrossEncoderScorer, ScoreRequest
+from rag.types import Chunk, Hit, Scores
 from tests.e2e.test_reranker import tiny_cross_encoder
 
 TEXTS = ["word " * length for length in range(1, 33, 3)]
@@ -65,6 +68,24 @@ def test_texts_are_scored_while_others_are_counted(tmp_path: Path) -> None:
     with counting(scorer.count_tokens):
         for _ in range(ROUNDS):
             np.testing.assert_allclose(np.stack(scorer.score([request])[0]), expected, atol=1e-5)
+
+
+def test_what_every_prompt_begins_with_fills_a_block_of_the_engine_s_cache() -> None:
+    settings = load_settings(profile="embedded")
+    tokenize = load_chat_template(locate_model(settings.generator.model, settings.cache_dir))
+    hits = [[Hit(chunk, chunk.text, "", 1.0, Scores())] for chunk in map(_chunk, ("One lamp.", "Two bells ring."))]
+    questions = ("Which lamp?", "종은 언제 울립니까?")
+    one, other = (
+        tokenize(build_prompt(question, found, (), count_tokens=len, settings=settings.prompt).messages)
+        for question, found in zip(questions, hits, strict=True)
+    )
+    block = engine_kwargs(settings.generator, "float32")["block_size"]
+    assert one[:block] == other[:block]
+    assert "block_size" not in engine_kwargs(load_settings(profile="gpu").generator, "auto")
+
+
+def _chunk(text: str) -> Chunk:
+    return Chunk("id", "document", "", 0, text, 0, len(text))
 
 
 def test_a_carried_model_is_loaded_with_one_line_of_our_own(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import psutil
 import pytest
 from huggingface_hub import InferenceClient
 from mcp import Client, StdioServerParameters, stdio_client
+from prometheus_client.parser import text_string_to_metric_families
 
 from eval.citations import document_text, faults
 from eval.ports import free_ports
@@ -50,6 +51,7 @@ PATIENT = {
 @dataclass
 class Service:
     url: str
+    metrics_url: str
     process: psutil.Popen
     environment: dict[str, str]
 
@@ -95,15 +97,16 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data = tmp_path_factory.mktemp("data with 빈칸")
-    (port,) = free_ports(1)
-    environment = {**os.environ, **PATIENT, "RAG_DATA_DIR": str(data)}
+    port, metrics_port = free_ports(2)
+    environment = {**os.environ, **PATIENT, "RAG_DATA_DIR": str(data), "RAG_SERVE__METRICS_PORT": str(metrics_port)}
     log = data / "stderr.txt"
     with log.open("w") as stderr:
         process = psutil.Popen([RAG, "serve", "--port", str(port)], env=environment, stderr=stderr)
     try:
         wait_until(lambda: "ready:" in log.read_text() or process.poll() is not None, START_S, "ready")
         assert process.poll() is None, log.read_text()
-        started = Service(f"http://127.0.0.1:{port}", process, environment)
+        metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        started = Service(f"http://127.0.0.1:{port}", metrics_url, process, environment)
         report = started.rag("ingest", str(CORPUS), "--json")
         assert report.returncode == 0, report.stderr
         assert json.loads(report.stdout)["documents"]["added"] == len(list(CORPUS.iterdir()))
@@ -179,6 +182,16 @@ def test_a_stream_joined_is_the_answer(service: Service) -> None:
     assert shown.returncode == 0, shown.stderr
     assert ANSWERABLE[0]["phrase"] in shown.stdout
     assert ANSWERABLE[0]["source"] in shown.stdout
+
+
+@pytest.mark.usefixtures("answers")
+def test_what_prompts_have_in_common_is_read_once(service: Service) -> None:
+    def hits() -> float:
+        families = text_string_to_metric_families(httpx.get(service.metrics_url, timeout=30).text)
+        name = "ray_vllm_prefix_cache_hits_total"
+        return sum(one.value for family in families for one in family.samples if one.name == name)
+
+    wait_until(lambda: hits() > 0, 60, "tokens found in the engine's cache")  # Ray reports each ten seconds
 
 
 def test_openai_s_client_and_another_chat_with_the_documents(service: Service) -> None:
@@ -273,7 +286,7 @@ def test_a_collection_of_another_embedder_is_refused_with_the_commands_that_mend
     assert service.rag("ingest", str(note), "--collection", "herons").returncode == 0
     # A switch waits for as long as a writer's call to the store may take.
     changed = {"RAG_CHUNK__MAX_TOKENS": "150", "RAG_STORE__TIMEOUT_S": "3"}
-    other = Service(service.url, service.process, {**service.environment, **changed})
+    other = replace(service, environment={**service.environment, **changed})
     refused = other.rag("ingest", str(note), "--collection", "herons")
     assert refused.returncode == 2
     assert "rag collections reindex herons" in refused.stderr

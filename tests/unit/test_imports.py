@@ -91,6 +91,7 @@ RAG = {
     | {"reading", "refusal"},
     "reading": EVERY_STEP | {"clock", "evidence", "extract", "ground", "language", "quotes", "retrieve"},
     "local_llm": {"types"},
+    "engine": {"step_settings"},
     "local_steps": EVERY_STEP | {"answerability", "batching", "embed", "models", "rerank"},
     "connect": EVERY_STEP | {"store", "embedded_store"},
     "listing": {"types", "errors"},
