@@ -42,7 +42,8 @@ class AnsweringEngine(vLLMEngineStageUDF):  # type: ignore[misc]  # ray ships no
         self._settings = patient(settings)
         located = locate_model(settings.generator.model, settings.cache_dir)
         writer = EngineWriter(self.llm.engine, load_chat_template(located))
-        self._steps = replace(load_steps(settings), generate=writer)
+        judged = settings.evidence.model_copy(update={"answerability": None})  # by Prepare, before
+        self._steps = replace(load_steps(settings.model_copy(update={"evidence": judged})), generate=writer)
 
     async def _generate_with_error_handling(self, row: dict[str, Any], batch_uuid: Any) -> dict[str, Any]:  # noqa: ARG002
         """What Ray's own calls for each row of a batch, all at once."""

@@ -19,7 +19,7 @@ from rag.step_settings import GroundingSettings
 from rag.types import Citation, Passage, Span
 
 # Of the scorer's value, beside the words', in how well a sentence answers. Chosen on nine question sets by the gold
-# phrases that the best sentences of five passages hold; the README has the table.
+# phrases that the best sentences of five passages hold; eval/MEASURED.md has the table.
 SCORER_WEIGHT = 0.75
 # A term of the question in the heading above a sentence, beside one in the sentence.
 HEADING_TERM_WEIGHT = 0.5
@@ -28,14 +28,14 @@ FRAGMENT_PENALTY = 0.1
 # The same for a sentence in another script than the question's.
 FOREIGN_PENALTY = 0.1
 # What a sentence gains that has a thing of the kind asked for (a date for "when"). Chosen on nine question sets by
-# the gold phrases that the best sentences hold, see the README.
+# the gold phrases that the best sentences hold, see eval/MEASURED.md.
 KIND_BONUS = 0.1
 # How close to the best sentence each further one has to come. Chosen on nine question sets, between answers that hold
-# the gold phrase more often and quotes beside the point, see the README.
+# the gold phrase more often and quotes beside the point, see eval/MEASURED.md.
 SECOND_GAP = 0.15
 
 # Of the chance that a sentence answers by itself, as the answerability model has it, in how well it answers. Chosen by
-# the gold phrases that the best sentences hold on six sets that the model was not trained on, see the README.
+# the gold phrases that the best sentences hold on six sets that the model was not trained on, see eval/MEASURED.md.
 ANSWERABILITY_SHARE = 0.15
 
 _ENDED = re.compile(r"[.!?。！？…]['\"”’)\]*_`]*(?:\s*\[\d+\])*$")

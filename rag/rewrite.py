@@ -2,7 +2,8 @@
 
 "How can I apply?" finds nothing by itself. A question that leans on the one before it, by a pronoun or since it says
 little and names nothing, gets that one's words which it lacks, behind its own. Whole former questions in front of it
-find less, and so does leaving it as it is: `python -m eval.follow_ups` compares them, the README has its table.
+find less, and so does leaving it as it is: `python -m eval.follow_ups` compares them, eval/MEASURED.md
+has its table.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Unit vectors are turned by one fixed random rotation, which leaves their products as they are and spreads each of their
 numbers alike: nearly a normal distribution of variance 1 / dim. Each number is kept as the nearest of 2**BITS levels,
 the best ones for that distribution (Max 1960). Nothing is fitted, so that the form suits every model.
-`python -m eval.token_vectors` compares forms by their bytes and by what they cost in ranking; its table is in the
-README.
+`python -m eval.token_vectors` compares forms by their bytes and by what they cost in ranking; its table is in
+eval/MEASURED.md.
 """
 
 from __future__ import annotations
