@@ -8,8 +8,8 @@ from typing import Any
 NOTES = {
     "embed": "service: texts/s is of /search without reranking, a lower bound of the stage's; p50 and p95 are the "
     "stage's own (timings_ms.embed).\nraw: SentenceEmbedder.encode with as many texts in one call; p50, p95 of a call.",
-    "ask": "same prompts, each with a boundary of its own on both sides. TTFT of /ask: the first sentence once it is grounded, at the "
-    "client; of vLLM: the first token.",
+    "ask": "same prompts, each with a boundary of its own on both sides. TTFT of /ask: the first sentence once it is "
+    "grounded, at the client; of vLLM: the first token.",
     "routes": "closed loops, connections kept alive; /search is reranked; the load generator shares the cores.",
 }
 
