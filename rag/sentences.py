@@ -35,6 +35,12 @@ _ABBREVIATION = re.compile(
 # A unit that ends a sentence, which sentencex takes for an abbreviation ("It takes 5 s. Then").
 _ENDS_IN_UNIT = re.compile(r"\d\s?(?:s|ms|sec|min|h|hr|g|kg|m|cm|mm|km|[kKMGT]i?B)\.(?=\s+[A-Z\"“(가-힣])")
 _CODE_SPAN = re.compile(r"`[^`]*(?:`|$)")
+# A Korean date, 2024. 6. 10.(월): each of its numbers has a full stop. After the last one a sentence may go on.
+_KOREAN_DATE = re.compile(
+    r"(?<![\d.])(?:\d{4}\.\s?\d{1,2}\.(?:\s?\d{1,2}\.)?|['’]?\d{2}\.\s?\d{1,2}\.\s?\d{1,2}\.)"
+    r"(?=\s*(?:[\d(~–가-힣-]|$))"
+    r"|(?<![\d.])\d{1,2}\.\s?\d{1,2}\.(?=\s?(?:[(~]|부터|까지))"
+)
 _CLOSING_QUOTES = "\"'”’」』"
 # A point's number inside a paragraph belongs to what follows it.
 _ONLY_NUMBER = re.compile(r"\(?\d{1,2}[.)]$")
@@ -170,11 +176,13 @@ def _paragraphs(text: str, lines: list[Span]) -> Iterator[tuple[int, int, bool]]
 def _in_block(text: str, start: int, end: int) -> list[Span]:
     """Sentences of one block.
 
-    Line breaks are made spaces first, and a code span (to the block's end while it is not closed) one long word: the
-    same length, and no end of a sentence.
+    Line breaks are made spaces first, and a code span (to the block's end while it is not closed) and a Korean date one
+    long word: the same length, and no end of a sentence.
     """
-    block = _CODE_SPAN.sub(lambda code: "X" * len(code.group()), re.sub(r"\s", " ", text[start:end]))
+    block = _CODE_SPAN.sub(_one_word, re.sub(r"\s", " ", text[start:end]))
     language = "ko" if _HANGUL.search(block) else "en"
+    if language == "ko":
+        block = _KOREAN_DATE.sub(_one_word, block)
     spans: list[Span] = []
     joined = False
     ends = {boundary["end_index"] for boundary in sentencex.get_sentence_boundaries(language, block)}
@@ -195,6 +203,10 @@ def _in_block(text: str, start: int, end: int) -> list[Span]:
         whole = text[spans[-1][0] : right]
         joined = bool(_ABBREVIATION.search(whole) or _ONLY_NUMBER.match(whole))
     return spans
+
+
+def _one_word(found: re.Match[str]) -> str:
+    return "X" * len(found.group())
 
 
 def _trim(text: str, start: int, end: int) -> Span:
