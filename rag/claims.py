@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from rag.quantities import Quantity, claimed_quantities, is_backed, is_identifier, is_unit, passing_quantities
@@ -54,9 +55,21 @@ _PLAIN_NOUNS = words("""
 
 _NEGATION = re.compile(
     r"\b(?:not|cannot|never|no|none|nor|neither|without|nothing|nobody|nowhere|unable)\b|n['’]t\b"
-    r"|않|못|없(?![애앴앨])|아니|아닌|아닙|아닐|(?<![가-힣])안\s(?=[가-힣])|지\s?마(?:세요|십시오|라|시오)|말아야",
+    r"|않|(?<![잘연])못|없(?![애앴앨])|아니|아닌|아닙|아닐|(?<![가-힣])안\s(?=[가-힣])|지\s?마(?:세요|십시오|라|시오)|말아야"
+    r"|불가(?![가-힣]*[피침분결]|사의|리)|불필요(?:합니다|하다|하며|하고)|제외(?:합니다|됩니다|한다|된다|하며|되며|함|됨)",
     re.IGNORECASE,
 )
+# What these leave out: in English it stands behind them, in Korean before them.
+_EXCEPT = re.compile(
+    r"\b(?:except(?:ing)?(?: for)?|excluding|other than|with the exception of)\b([^,.;:()]*)", re.IGNORECASE
+)
+_KOREAN_EXCEPT = re.compile(r"((?:\S+\s+){0,3}\S+)\s(?:제외(?:한|하고|하면|하고는)|빼고|빼면)(?![가-힣])")
+_KOREAN_TOPIC = re.compile(r".*(?:[은는이가,]|에서|에는)\s")
+_NOT_THIS = re.compile(r"\s*not\s", re.IGNORECASE)
+# 불가능, 비회원, 미포함, 무제한: the analysis gives such a word, and beside it what it negates.
+_PREFIXES = "불비미무"
+# A Korean sentence with a verb or an adjective, which asserts something; "별칭입니다." only names it.
+_KOREAN_PREDICATE = re.compile(r"(?<!입니)(?<!이)(?<!이에)(?<!예)(?:다|요|죠)\W*$")
 # Cues that negate nothing, and the contrast "not only A but B".
 _NO_NEGATION = re.compile(
     r"\bwhether or not\b|\bnot (?:only|just|merely)\b|\bno\.\s*\d|\bno (?:more|less|fewer|later|earlier) than\b"
@@ -112,6 +125,8 @@ class Claims:
     names: frozenset[str]
     nouns: frozenset[str]  # Korean ones: the names among them cannot be told apart
     clauses: tuple[Clause, ...]
+    denied: frozenset[str]  # what an English negation stands right before: "get" of "cannot get a refund"
+    excluded: frozenset[str]  # what stands only behind "except", or "not" without a verb
 
     @property
     def negated(self) -> bool:
@@ -130,6 +145,8 @@ def read_claims(text: str, terms: Terms) -> Claims:
         frozenset(_names(text)),
         frozenset(_korean_nouns(text, found)),
         _clauses(text, found, terms),
+        frozenset(_denied(text, terms)),
+        _excluded(text, terms),
     )
 
 
@@ -141,9 +158,10 @@ def contradiction(
     number: every number stands in the quote with its unit (one without unit matches any).
     name: every name, identifier, acronym and quoted term stands in the quote, in `label` (title, heading) or in the
     question; every Korean noun in the quote, in the question or among `passage_terms` (those of the quote's passage).
-    negation: the quote's clause that is nearest to the sentence's negates where the sentence does and only there;
-    a negated question may be answered either way.
-    opposite: the quote does not say the opposite word (minimum for maximum) in its stead.
+    negation: the quote's clause that is nearest to the sentence's negates where the sentence does and only there, and
+    the sentence does not say of what the quote leaves out what it says of the rest. What is asked with a negation
+    ("What is not covered?") may be named without one ("Labour."), but not be asserted ("Labour is covered.").
+    opposite: the quote does not say the opposite word (minimum for maximum, 불가능 for 가능) in its stead.
     """
     if missing_numbers(sentence, quote):
         return "number"
@@ -153,7 +171,7 @@ def contradiction(
         return "name"
     if _negation_differs(sentence, quote, question):
         return "negation"
-    return "opposite" if _says_opposite(sentence.text, quote.text) else None
+    return "opposite" if _says_opposite(sentence.text, quote.text) or _lacks_prefix(sentence, quote) else None
 
 
 def missing_numbers(claims: Claims, evidence: Claims) -> frozenset[Quantity]:
@@ -243,12 +261,60 @@ def _clauses(text: str, found: frozenset[str], terms: Terms) -> tuple[Clause, ..
     return tuple((frozenset(terms(part)), _NEGATION.search(part) is not None) for part in parts)
 
 
+def _denied(text: str, terms: Terms) -> Iterator[str]:
+    plain = _NO_NEGATION.sub(" ", text)
+    for found in _NEGATION.finditer(plain):
+        yield from terms(_CLAUSE_END.split(plain[found.end() :])[0])[:1]
+
+
+def _excluded(text: str, terms: Terms) -> frozenset[str]:
+    """Terms that stand in what a text leaves out, and nowhere else in it."""
+    left_out = [found.span(1) for found in _EXCEPT.finditer(text)]
+    for found in _KOREAN_EXCEPT.finditer(text) if _HANGUL.search(text) else ():
+        topic = _KOREAN_TOPIC.match(found.group(1))
+        left_out.append((found.start(1) + (topic.end() if topic else 0), found.end(1)))
+    ends = [0, *(found.end() for found in _CLAUSE_END.finditer(text)), len(text)]
+    left_out += [
+        (start, end) for start, end in pairwise(ends) if _NOT_THIS.match(_NO_NEGATION.sub(" ", text[start:end]))
+    ]
+    if not left_out:
+        return frozenset()
+    rest, at = "", 0
+    for start, end in sorted(left_out):
+        rest, at = f"{rest} {text[at:start]}", max(at, end)
+    inside = (terms(text[start:end]) for start, end in left_out)
+    return frozenset[str]().union(*inside) - frozenset(terms(rest + text[at:]))
+
+
 def _negation_differs(sentence: Claims, quote: Claims, question: Claims) -> bool:
+    leaves_out = bool(sentence.terms & quote.excluded)
+    asked_for = question.negated or _EXCEPT.search(question.text) is not None or "제외" in question.text
     if not sentence.negated:
-        return quote.negated and not question.negated and _nearest_negates(sentence.terms, quote.clauses)
+        if leaves_out and not sentence.excluded:
+            return not asked_for or not sentence.terms <= quote.excluded
+        differs = quote.negated and _nearest_negates(sentence.terms, quote.clauses)
+        return differs and (not asked_for or _asserts(sentence, quote))
     if not quote.negated:
-        return True
+        return not leaves_out
     return not all(_nearest_negates(terms, quote.clauses) for terms, negates in sentence.clauses if negates)
+
+
+def _asserts(sentence: Claims, quote: Claims) -> bool:
+    """Whether a sentence says what the quote denies, rather than to name what it is denied of."""
+    return bool(sentence.terms & quote.denied) or _KOREAN_PREDICATE.search(sentence.text) is not None
+
+
+def _lacks_prefix(sentence: Claims, quote: Claims) -> bool:
+    """Whether one says with a negating prefix (불가능) what the other says without (가능)."""
+    return any(
+        with_prefix in one.terms
+        and with_prefix not in other.terms
+        and with_prefix[1:] in one.terms & other.terms
+        and not re.search(rf"(?<![{_PREFIXES}]){re.escape(with_prefix[1:])}", one.text)
+        for one, other in ((sentence, quote), (quote, sentence))
+        for with_prefix in one.terms
+        if with_prefix[0] in _PREFIXES
+    )
 
 
 def _nearest_negates(terms: frozenset[str], clauses: tuple[Clause, ...]) -> bool:

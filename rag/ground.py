@@ -221,6 +221,8 @@ def _joined(group: tuple[EvidenceSentence, ...], quote: Quote) -> Claims:
         first.names | last.names,
         first.nouns | last.nouns,
         first.clauses + last.clauses,
+        first.denied | last.denied,
+        (first.excluded - last.terms) | (last.excluded - first.terms),
     )
 
 

@@ -109,6 +109,73 @@ def test_a_negated_question_may_be_answered_without_negation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "sentence", "quote", "reason"),
+    [
+        ("Can't I return it after a month?", "You can get a refund.", "You cannot get a refund after it.", "negation"),
+        ("한 달 뒤에는 환불이 안 되나요?", "환불이 됩니다.", "30일 이후에는 환불이 되지 않습니다.", "negation"),
+        ("Which items aren't covered?", "Labour is covered.", "Labour is not covered.", "negation"),
+        ("Which items aren't covered?", "Labour.", "Labour is not covered.", None),
+        ("무엇을 지원하지 않나요?", "별칭입니다.", "별칭은 지원하지 않습니다.", None),
+    ],
+)
+def test_what_a_negated_question_asks_for_is_named_and_not_asserted(
+    question: str, sentence: str, quote: str, reason: Reason | None
+) -> None:
+    assert check(sentence, quote, question) == reason
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("The deadline is Monday.", "The deadline is Friday, not Monday.", "negation"),
+        ("The deadline is Friday.", "The deadline is Friday, not Monday.", None),
+        ("The deadline is not Monday.", "The deadline is Friday, not Monday.", None),
+        ("The warranty covers labour.", "The warranty covers parts, but not labour.", "negation"),
+        ("The warranty covers parts.", "The warranty covers parts, but not labour.", None),
+        ("Gift cards are refundable.", "All items are refundable except gift cards.", "negation"),
+        ("Gift cards are not refundable.", "All items are refundable except gift cards.", None),
+        ("All items are refundable.", "Except for gift cards, all items are refundable.", None),
+        ("All items except gift cards are refundable.", "All items are refundable, excluding gift cards.", None),
+        ("기프트 카드는 환불됩니다.", "기프트 카드를 제외한 모든 상품은 환불됩니다.", "negation"),
+        ("상품은 환불됩니다.", "기프트 카드를 제외한 모든 상품은 환불됩니다.", None),
+        ("회원은 상품을 받습니다.", "회원은 기프트 카드를 빼고 모든 상품을 받습니다.", None),
+        ("기프트 카드는 환불되지 않습니다.", "기프트 카드를 제외한 모든 상품은 환불됩니다.", None),
+        ("It keeps new versions.", "It keeps not only old but new versions.", None),
+    ],
+)
+def test_what_is_left_out_is_not_said_of_the_rest(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote) == reason
+
+
+def test_what_is_left_out_may_be_named_when_asked_for() -> None:
+    quote = "All items are refundable except gift cards."
+    assert check("Gift cards.", quote, "Which items are not refundable?") is None
+    assert check("Gift cards are refundable.", quote, "Which items are not refundable?") == "negation"
+    assert check("Gift cards.", quote, "Which items are refundable?") == "negation"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "quote", "reason"),
+    [
+        ("환불이 가능합니다.", "개봉한 상품은 환불이 불가능합니다.", "negation"),
+        ("환불이 불가능합니다.", "개봉한 상품은 환불이 가능합니다.", "negation"),
+        ("환불할 수 없습니다.", "개봉한 상품은 환불이 불가능합니다.", None),
+        ("환불 가능.", "개봉한 상품은 환불 불가.", "name"),
+        ("회원은 쿠폰을 쓸 수 있습니다.", "비회원은 쿠폰을 쓸 수 있습니다.", "opposite"),
+        ("비회원은 쿠폰을 쓸 수 있습니다.", "회원은 쿠폰을 쓸 수 있습니다.", "name"),
+        ("회원은 쿠폰을 쓸 수 있습니다.", "회원과 비회원은 쿠폰을 쓸 수 있습니다.", None),
+        ("배송비가 포함됩니다.", "배송비는 미포함입니다.", "opposite"),
+        ("서류가 필요합니다.", "서류가 불필요합니다.", "negation"),
+        ("문서는 공개입니다.", "문서는 비공개입니다.", "opposite"),
+        ("비밀번호를 5번 입력하면 잠깁니다.", "잘못된 비밀번호를 5번 입력하면 잠깁니다.", None),
+        ("불가피한 사유가 있습니다.", "불가피한 사유가 있습니다.", None),
+    ],
+)
+def test_a_negating_prefix_is_read(sentence: str, quote: str, reason: Reason | None) -> None:
+    assert check(sentence, quote) == reason
+
+
+@pytest.mark.parametrize(
     ("sentence", "quote", "reason"),
     [
         ("The minimum is 5.", "The maximum is 5.", "opposite"),
