@@ -32,6 +32,7 @@ from rag.ground import (
     AnswerText,
     Evidence,
     Grounded,
+    Quote,
     answers_question,
     ground_sentence,
     is_refusal,
@@ -288,16 +289,16 @@ class Flow:
         self, sentence: str, evidence: Evidence, relevance: list[np.ndarray]
     ) -> tuple[Grounded | None, bool]:
         """The sentence with its quote, and whether it answers; (None, False) for one that is left out."""
-        grounding = self.settings.grounding
-        if refuses := is_refusal(sentence):
-            self.refused = True
-        if refuses or asks(strip_markers(sentence)):  # small models repeat the question
+        grounding, text = self.settings.grounding, strip_markers(sentence)
+        if asks(text):  # small models repeat the question
             return None, False
-        similarity = await match_sentences(
-            strip_markers(sentence), self.query, evidence, self.steps.search, self.settings, self.clock
-        )
+        similarity = await match_sentences(text, self.query, evidence, self.steps.search, self.settings, self.clock)
         with self.clock.timed("ground"):
             grounded, good = await asyncio.to_thread(self._ground, sentence, evidence, similarity, relevance)
+        # "We do not provide refunds." is no refusal where a document says so.
+        if is_refusal(sentence) and not self._stands_in(text, grounded.quote):
+            self.refused = True
+            return None, False
         if not grounded.text or grounded.text in self.written.text or (not good and grounding.reader == "weak"):
             return None, False
         return grounded, good
@@ -313,6 +314,10 @@ class Flow:
         if self.settings.grounding.reader == "weak":
             grounded = in_full(grounded, evidence, self.steps.terms)
         return grounded, bool(adds) and answers_question(grounded, relevance, self.settings.grounding)
+
+    def _stands_in(self, text: str, quote: Quote | None) -> bool:
+        """Whether a quote holds every word of a sentence."""
+        return quote is not None and set(self.steps.terms(text)) <= set(self.steps.terms(quote.text))
 
     def _send(self, sentences: list[Grounded]) -> list[Event]:
         assert self.evidence is not None

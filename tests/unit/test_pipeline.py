@@ -232,6 +232,20 @@ async def test_refusals_of_a_weak_reader_are_not_believed() -> None:
 
 
 @pytest.mark.parametrize("reader", ["strong", "weak"])
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        ("Are refunds given after a month?", "We do not provide refunds after 30 days."),
+        ("개인정보를 제3자에게 주나요?", "개인정보는 제3자에게 제공하지 않습니다."),
+    ],
+)
+async def test_what_a_document_says_is_no_refusal(question: str, sentence: str, reader: str) -> None:
+    steps = make_steps(says(sentence), make_search({"rules.md": (sentence,)}))
+    given = await answer(Question(question), steps, make_settings(reader))
+    assert (given.status, given.answer) == ("answered", f"{sentence} [1]")
+
+
+@pytest.mark.parametrize("reader", ["strong", "weak"])
 async def test_a_refusal_beside_an_answer_is_left_out(reader: str) -> None:
     given = await answer_of(PORT, make_steps(says("I do not know the answer.", RIGHT)), make_settings(reader))
     assert (given.status, given.answer) == ("answered", f"{RIGHT} [1]")
