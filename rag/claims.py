@@ -107,8 +107,16 @@ _OPPOSITES = tuple(
 )
 _WORD = re.compile(r"[A-Za-z]+|[가-힣]+")
 _NO_WORD = re.compile(r"[^\w.]+")
-_AT_LEAST = re.compile(r"\bat least\b|\bno (?:less|fewer) than\b", re.IGNORECASE)
-_AT_MOST = re.compile(r"\bat most\b|\bno more than\b|\bup to\b", re.IGNORECASE)
+_BOUNDS = tuple(
+    (re.compile(bound, re.IGNORECASE), word)
+    for bound, word in (
+        (r"(?<=\d)\s?mins?\b", " minutes"),
+        (r"\bat least\b|\bno (?:less|fewer) than\b", "minimum"),
+        (r"\bat most\b|\bno more than\b|\bup to\b", "maximum"),
+        (r"\bover (?=[$€£₩¥]?\d)", "more "),
+        (r"\bunder (?=[$€£₩¥]?\d)", "less "),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +346,10 @@ def _says_opposite(sentence: str, quote: str) -> bool:
 
 
 def _plain_words(text: str) -> list[str]:
-    return _WORD.findall(_AT_MOST.sub("maximum", _AT_LEAST.sub("minimum", text)).lower())
+    """Words, bounds in one form: "more" for "over 12"; the "min" of "30 min" is no bound."""
+    for bound, word in _BOUNDS:
+        text = bound.sub(word, text)
+    return _WORD.findall(text.lower())
 
 
 def _any_of(forms: frozenset[str], words: list[str]) -> bool:

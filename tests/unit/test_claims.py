@@ -179,6 +179,11 @@ def test_a_negating_prefix_is_read(sentence: str, quote: str, reason: Reason | N
     ("sentence", "quote", "reason"),
     [
         ("The minimum is 5.", "The maximum is 5.", "opposite"),
+        ("It takes 30 min at most.", "It takes up to 30 minutes.", None),
+        ("It can take 30 min.", "It can take up to 30 minutes.", None),
+        ("Children under 12 pay half.", "Children over 12 pay half.", "opposite"),
+        ("The trial lasts five days.", "The trial lasts twenty-five days.", "number"),
+        ("배송비는 5천 원입니다.", "배송비는 1만 5천 원입니다.", "number"),
         ("At least 5 are kept.", "At most 5 are kept.", "opposite"),
         ("At most 5 are kept.", "No more than 5 are kept.", None),
         ("The cache is enabled by default.", "The cache is disabled by default.", "opposite"),

@@ -38,6 +38,27 @@ def read(text: str) -> set[tuple[Decimal, str]]:
         ("3만 원", "30000", "₩"),
         ("3개월 동안", "3", "month"),
         ("두 개의 사본", "2", ""),
+        ("스무 명", "20", ""),
+        ("스물다섯 명", "25", ""),
+        ("열두 개", "12", ""),
+        ("1만 5천 원", "15000", "₩"),
+        ("1만 5000원", "15000", "₩"),
+        ("3억 5천만 원", "350000000", "₩"),
+        ("350,000,000원", "350000000", "₩"),
+        ("2천5백만 명", "25000000", ""),
+        ("3백 명", "300", ""),
+        ("5천 원", "5000", "₩"),
+        ("twenty-five days", "25", "day"),
+        ("two hundred employees", "200", ""),
+        ("two hundred and five days", "205", "day"),
+        ("a hundred twenty-five km", "125", "km"),
+        ("three thousand rows", "3000", ""),
+        ("£50", "50", "£"),
+        ("30 mg", "30", "mg"),
+        ("5 ml", "5", "ml"),
+        ("20 feet", "20", "ft"),
+        ("opens at 9 am", "9", "am"),
+        ("opens at 9 p.m.", "9", "pm"),
         ("at -5 degrees", "-5", ""),
         ("in the 1990s", "1990", ""),
         ("the 3rd attempt", "3", ""),
@@ -45,6 +66,12 @@ def read(text: str) -> set[tuple[Decimal, str]]:
 )
 def test_reads_value_and_unit(text: str, value: str, unit: str) -> None:
     assert read(text) == {(Decimal(value), unit)}
+
+
+def test_part_of_a_number_in_words_is_no_number() -> None:
+    said = read("twenty-five days") | set(passing_quantities("twenty-five days, the twenty-first time"))
+    assert said == {(Decimal(25), "day"), (Decimal(21), "")}
+    assert set(passing_quantities("one day")) == {(Decimal(1), "day")}
 
 
 @pytest.mark.parametrize("text", ["SmolLM2-135M", "version v2", "2.60.1", "H200", "one of them", "no numbers at all"])
@@ -72,6 +99,11 @@ def test_numbers_in_passing_back_but_are_not_claimed() -> None:
         ("50", "5", False),
         ("1,000", "1000", True),
         ("five", "5", True),
+        ("30 g", "30 mg", False),
+        ("£50", "$50", False),
+        ("9 pm", "9 a.m.", False),
+        ("20 inches", "20 feet", False),
+        ("3억 원", "3억 5천만 원", False),
     ],
 )
 def test_is_backed_compares_value_and_known_units(claimed: str, said: str, backed: bool) -> None:
