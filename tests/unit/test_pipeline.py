@@ -220,37 +220,6 @@ async def test_only_an_llm_that_knows_the_questions_language_is_asked(
     assert given.citations[0].quote == "서비스의 기본 포트는 8000번입니다."
 
 
-async def test_refusals_of_a_strong_reader_are_believed() -> None:
-    given = await answer_of(PORT, make_steps(says("The documents do not say.")), make_settings("strong"))
-    assert (given.status, given.reason, given.answer) == ("abstained", "no_evidence", ABSTENTION["latin"])
-
-
-async def test_refusals_of_a_weak_reader_are_not_believed() -> None:
-    given = await answer_of(PORT, make_steps(says("The documents do not say.")), make_settings("weak"))
-    assert (given.status, given.answer_source) == ("answered", "extracted")
-    assert given.answer.startswith(RIGHT)
-
-
-@pytest.mark.parametrize("reader", ["strong", "weak"])
-@pytest.mark.parametrize(
-    ("question", "sentence"),
-    [
-        ("Are refunds given after a month?", "We do not provide refunds after 30 days."),
-        ("개인정보를 제3자에게 주나요?", "개인정보는 제3자에게 제공하지 않습니다."),
-    ],
-)
-async def test_what_a_document_says_is_no_refusal(question: str, sentence: str, reader: str) -> None:
-    steps = make_steps(says(sentence), make_search({"rules.md": (sentence,)}))
-    given = await answer(Question(question), steps, make_settings(reader))
-    assert (given.status, given.answer) == ("answered", f"{sentence} [1]")
-
-
-@pytest.mark.parametrize("reader", ["strong", "weak"])
-async def test_a_refusal_beside_an_answer_is_left_out(reader: str) -> None:
-    given = await answer_of(PORT, make_steps(says("I do not know the answer.", RIGHT)), make_settings(reader))
-    assert (given.status, given.answer) == ("answered", f"{RIGHT} [1]")
-
-
 async def test_generation_cut_by_its_budget_keeps_what_was_sent() -> None:
     llm = ScriptedLLM([f"{RIGHT} Another port is ", 5.0, "chosen with the option --port.", FINISHED])
     given = await answer_of(PORT, make_steps(llm), make_settings(deadlines={"generate_s": 0.3}))
