@@ -18,13 +18,19 @@ from rag.types import Message
 _FEW_TERMS = {"latin": 3}  # in other languages 1: a Korean question of two or three often says all
 _MAX_WORDS = 30
 _MAX_CHARS = 64  # of a word, as rag.analyze has it
-_NEGATIONS = frozenset({"not", "no", "never", "none", "without", "cannot"})  # the former question's, not this one's
+# Negations are the former question's and not this one's, and a greeting is about nothing.
+_NOT_CARRIED = re.compile(
+    r"(?:not|no|never|none|without|cannot|\w+n['’]t|hello|hi|hey|thanks?|please|안녕(?:하세요|하십니까)?|감사합니다|고마워요?)$",
+    re.IGNORECASE,
+)
 _MAX_TURNS = 4  # what was asked longer ago is not what a question leans on
 _WORD = re.compile(r"\w[\w'’.-]*")
 _LEANS = re.compile(
-    r"\b(it|its|they|them|their|theirs|this|that|these|those|he|him|his|she|her|hers|one|ones|there|such|both|so)\b"
+    r"\b(it|its|they|them|their|theirs|this|that|these|those|he|him|his|she|her|hers|one|ones|such|both|so)\b"
+    # not "Are there", not "there is"
+    r"|(?<!\bis )(?<!\bare )(?<!\bwas )(?<!\bwere )\bthere\b(?! (?:is|are|was|were|be|will|must|may|can)\b)"
     r"|^(and|also|what about|how about)\b"
-    r"|^(그럼|그러면|그렇다면|그리고)|(^|\s)(그|이|저)(것|거|건|게|걸|곳|때)|(^|\s)(그|이|저|거기|여기|그중)(\s|에|는|은|서)",
+    r"|^(그럼|그러면|그렇다면|그리고)|(^|\s)(그|이|저)(것|거|건|게|걸|곳|때)|(^|\s)(그|이|거기|여기|그중)(\s|에|는|은|서)",
     re.IGNORECASE,
 )
 
@@ -49,7 +55,7 @@ def carry_words(question: str, former: str, terms: Callable[[str], list[str]]) -
     carried: list[str] = []
     for word in _WORD.findall(former):
         new = set(terms(word)) - known
-        if new and len(word) <= _MAX_CHARS and word.lower() not in _NEGATIONS:
+        if new and len(word) <= _MAX_CHARS and not _NOT_CARRIED.match(word):
             carried.append(word)
             known |= new
         if len(carried) == _MAX_WORDS:

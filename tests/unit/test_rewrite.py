@@ -46,6 +46,10 @@ def test_a_question_that_stands_alone_stays_as_it_is() -> None:
         ("서비스의 기본 포트는 무엇인가요?", "암호가 걸린 PDF도 읽을 수 있나요?"),
         ("서비스의 기본 포트는 무엇인가요?", "And the limit?"),  # two languages, which one model may not both read
         ("Which port does the service listen on?", "그건 어떻게 바꾸나요?"),
+        ("Is there parking at the Seoul office?", "How many floors are there in the Busan office building?"),
+        ("Is there parking at the Seoul office?", "Is there a bus to the airport from the Busan office?"),
+        ("환불 규정이 무엇인가요?", "저는 학생인데 할인을 받을 수 있나요?"),
+        ("Hello", "What is the refund policy?"),
     ],
 )
 def test_a_short_question_of_its_own_subject_or_language_stays_as_it_is(former: str, question: str) -> None:
@@ -54,6 +58,11 @@ def test_a_short_question_of_its_own_subject_or_language_stays_as_it_is(former: 
 
 def test_a_negation_is_not_carried() -> None:
     assert asked("And then?", "Why does the service not start?") == "And then? service start"
+    assert asked("How long is it covered?", "Which items aren't insured?") == "How long is it covered? items insured"
+
+
+def test_there_as_a_place_leans() -> None:
+    assert asked("How do I get there?", "Where is the Busan office?") == "How do I get there? Busan office"
 
 
 def test_what_the_assistant_and_the_system_said_is_not_carried() -> None:
