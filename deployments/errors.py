@@ -170,11 +170,14 @@ async def read_stage(stage: str, call: Callable[[], Awaitable[T]]) -> T:
             return await call()
 
 
-async def iterate_stage(stage: str, response: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:
+async def iterate_stage(stage: str, call: Callable[[], DeploymentResponseGenerator]) -> AsyncGenerator[Any, None]:
     """Iterates a handle's stream; what goes wrong on the way becomes one of ours.
 
+    The call is made when the first value is asked for: one that was made and is never iterated nobody would cancel.
     Closed before its end, it cancels the request in the replica, which a mere drop of the stream would not.
     """
+    with _translated(stage):
+        response = call()
     ended = False
     try:
         with _translated(stage):

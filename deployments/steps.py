@@ -77,8 +77,9 @@ def build_steps(
     async def generate(
         messages: list[Message], *, model: str, max_tokens: int, temperature: float
     ) -> AsyncIterator[GeneratedText]:
-        remote = streaming[model].generate.remote(messages, max_tokens=max_tokens, temperature=temperature)
-        async with aclosing(_measured(model, iterate_stage("generate", remote))) as pieces:
+        remote = streaming[model].generate.remote
+        stream = iterate_stage("generate", lambda: remote(messages, max_tokens=max_tokens, temperature=temperature))
+        async with aclosing(_measured(model, stream)) as pieces:
             # Only the first piece can wait for a replica; once it came, a death ends the stream with an error.
             async with watch().unless_down(generator_stage(settings.llms[model].model_id, settings), "generate"):
                 first = await anext(pieces)

@@ -151,22 +151,45 @@ class Response:
 
 async def test_a_stream_that_ends_is_not_cancelled() -> None:
     response = Response(1, 2, 3)
-    assert [value async for value in iterate_stage("generate", response)] == [1, 2, 3]
+    assert [value async for value in iterate_stage("generate", lambda: response)] == [1, 2, 3]
     assert not response.cancelled
 
 
 @pytest.mark.parametrize(("error", "kind", "part"), TRANSLATED)
 async def test_a_stream_that_breaks_raises_ours(error: Exception, kind: type[RagError], part: str) -> None:
-    stream = iterate_stage("embed", Response(1, error=error))
+    stream = iterate_stage("embed", lambda: Response(1, error=error))
     assert await anext(stream) == 1
     with pytest.raises(kind) as caught:
         await anext(stream)
     assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(("error", "kind", "part"), TRANSLATED)
+async def test_a_stream_whose_call_cannot_be_sent_raises_ours(
+    error: Exception, kind: type[RagError], part: str
+) -> None:
+    def call() -> Response:
+        raise error
+
+    with pytest.raises(kind) as caught:
+        await anext(iterate_stage("embed", call))
+    assert part in str(caught.value)
+
+
+async def test_a_stream_that_nobody_reads_is_never_called() -> None:
+    called: list[int] = []
+
+    def call() -> Response:
+        called.append(1)
+        return Response(1)
+
+    await iterate_stage("generate", call).aclose()
+    assert called == []
+
+
 async def test_a_stream_that_is_closed_early_is_cancelled_in_the_replica() -> None:
     response = Response(1, 2, 3)
-    stream = iterate_stage("generate", response)
+    stream = iterate_stage("generate", lambda: response)
     assert await anext(stream) == 1
     assert isinstance(stream, AsyncGenerator)
     await stream.aclose()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from deployments import watch
 from deployments.watch import NOT_ASKED, Watch
 from rag.errors import StageError
+from tests.waiting import wait_until
 
 
 class Stage:
@@ -34,13 +34,6 @@ def fail() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "PERIOD_S", 0.02)
     monkeypatch.setattr(watch, "IDLE_PERIOD_S", 60.0)
-
-
-async def wait_until(fulfilled: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not fulfilled():
-        assert time.monotonic() < deadline, "it never came to that"
-        await asyncio.sleep(0.005)
 
 
 async def test_a_stage_is_not_up_before_it_was_asked() -> None:
