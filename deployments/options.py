@@ -16,7 +16,7 @@ JSON_LOGS = {"encoding": "JSON"}
 def stage_options(
     serving: StageServing, *, calls: int, longest_s: float, llm: GeneratorSettings | None = None
 ) -> dict[str, Any]:
-    """All but its place: replicas or what they scale by, limits, health and its end.
+    """All but what it asks of its node: replicas or what they scale by, limits, health and its end.
 
     `calls` is what the questions at work can send to a replica at once, `longest_s` how long one of them may take.
     """
@@ -31,6 +31,8 @@ def stage_options(
         "graceful_shutdown_timeout_s": serving.shutdown_s or longest_s + SPARE_S,
         # How often a replica that is to stop looks whether its last request has ended.
         "graceful_shutdown_wait_loop_s": 0.25,
+        # Not of an LLM: Serve takes no such limit beside the bundles by which its workers are placed.
+        "max_replicas_per_node": serving.max_replicas_per_node if isinstance(serving, ModelServing) else None,
     }
 
 

@@ -84,7 +84,8 @@ PROFILES: dict[str, dict[str, Any]] = {
             "max_inflight": 64,
             "max_queued": 128,
             "embedder": {"num_cpus": 1, "num_gpus": 0.1},
-            "reranker": {"num_cpus": 1, "num_gpus": 0.2},
+            # For nodes of one GPU: two rerankers on one would leave less than an LLM's share, and order a GPU more.
+            "reranker": {"num_cpus": 1, "num_gpus": 0.2, "max_replicas_per_node": 1},
             "generator": {"num_cpus": 1, "num_gpus": 0.7},
         },
     },

@@ -93,9 +93,12 @@ class StageServing(StepSettings):
 
 
 class ModelServing(StageServing):
-    """The same of a stage with a model of its own, which may want a certain GPU."""
+    """The same of a stage with a model of its own, which may want a certain GPU and room for others beside it."""
 
     accelerator_type: str | None = Field(None, description="Ray's name of it, such as A100; none: any")
+    max_replicas_per_node: int | None = Field(
+        None, ge=1, description="as many as the node's GPUs have room for beside their LLMs; none: no limit"
+    )
 
 
 class GeneratorServing(StageServing):

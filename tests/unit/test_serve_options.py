@@ -101,6 +101,22 @@ def test_a_model_s_gpu_may_be_of_one_kind() -> None:
     assert generator.placement_group_strategy == "STRICT_PACK"
 
 
+@pytest.mark.parametrize(("profile", "most"), [("embedded", None), ("gpu", 1)])
+def test_rerankers_of_the_gpu_profile_are_on_nodes_of_their_own(profile: str, most: int | None) -> None:
+    found = {
+        name: one._replica_config.max_replicas_per_node
+        for name, one in deployed(load_settings(profile=profile)).items()
+    }
+    assert found == {**dict.fromkeys(STAGES, None), "reranker": most}
+
+
+def test_a_model_s_replicas_on_a_node_may_be_limited_but_not_an_llm_s() -> None:
+    settings = load_settings(profile="embedded", serve={"embedder": {"max_replicas_per_node": 2}})
+    assert deployed(settings)["embedder"]._replica_config.max_replicas_per_node == 2
+    with pytest.raises(SettingsError, match=r"no setting serve\.generator\.max_replicas_per_node"):
+        load_settings(profile="embedded", serve={"generator": {"max_replicas_per_node": 2}})
+
+
 @pytest.mark.parametrize("profile", ["embedded", "gpu"])
 def test_a_replica_that_goes_has_longer_than_its_longest_call(profile: str) -> None:
     settings = load_settings(profile=profile)
