@@ -132,6 +132,16 @@ def test_what_the_stages_ask_for_fits_the_pods_that_there_always_are(
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_wherever_serve_puts_the_rerankers_every_gpu_has_room_for_an_engine(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = settings_of(name, monkeypatch).serve
+    together = serving.reranker.max_replicas_per_node or serving.reranker.max_replicas or serving.reranker.replicas
+    taken = together * serving.reranker.num_gpus + serving.generator.num_gpus
+    assert taken <= limits(groups(name)["gpu"])["nvidia.com/gpu"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_there_are_gpus_for_as_many_engines_as_load_may_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = settings_of(name, monkeypatch).serve.generator
     assert groups(name)["gpu"]["maxReplicas"] == (generator.max_replicas or generator.replicas)
@@ -214,6 +224,26 @@ def test_ray_can_write_where_it_writes_and_its_objects_fit_in_memory(name: str) 
         size = int(memory["sizeLimit"][:-2]) * units[memory["sizeLimit"][-2:]]
         assert memory["medium"] == "Memory"
         assert int(group["rayStartParams"]["object-store-memory"]) < size
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_milvus_can_write_to_a_volume_that_is_new(name: str) -> None:
+    # It is root's with mode 0755, Milvus is not root, and the operator's pods have no fsGroup; an emptyDir is open.
+    manifests = build(name)
+    milvus = find(manifests, "Milvus")["spec"]["components"]
+    assert "runAsNonRoot" not in milvus, "the operator would make the user 1000, and the image's is another one"
+    assert find(manifests, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+    claimed = [one for one in walk(milvus) if any("ephemeral" in volume for volume in one.get("volumes", []))]
+    assert len(claimed) == 3
+    for component in claimed:
+        (mount,) = component["volumeMounts"]
+        (opener,) = component["initContainers"]
+        assert opener["command"] == ["chmod", "0777", mount["mountPath"]]
+        assert opener["volumeMounts"] == [mount]
+        assert opener["image"] == milvus["image"]
+        security = opener["securityContext"]
+        assert (security["runAsUser"], security["allowPrivilegeEscalation"]) == (0, False)
+        assert security["capabilities"] == {"drop": ["ALL"]}
 
 
 @pytest.mark.parametrize("name", SERVICES)
