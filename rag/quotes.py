@@ -15,9 +15,17 @@ _MARKER_NUMBER = re.compile(r"\d+")
 _CODE_SPAN = re.compile(r"(`[^`]*`)")
 _LEADING_MARK = re.compile(r"^\s*(?:>\s*|#{1,6}\s+|[-*+•]\s+|\d{1,3}[.)]\s+(?=\S))+")
 _QUOTED_LINE = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
-_EMPHASIS = re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
+_EMPHASIS = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*(?:\s\"[^\"]*\")?\)")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>")
+# Others are placeholders and types: <PATH>, List<String>.
+_TAG = re.compile(
+    r"</?(?:a|abbr|b|bdi|bdo|blockquote|br|caption|center|cite|code|dd|del|details|dfn|div|dl|dt|em|figcaption|figure|font"
+    r"|h[1-6]|hr|i|iframe|img|ins|kbd|li|mark|nobr|object|ol|p|pre|q|rp|rt|ruby|s|samp|script|small|span|strike|strong"
+    r"|style|sub|summary|sup|svg|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|var|wbr)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,8 @@ def strip_markers(sentence: str) -> str:
 def plain_text(quote: str) -> str:
     """A quote as a sentence of an answer: one line, no list or heading mark, emphasis or tags, links by their text."""
     text = _LINK.sub(r"\1", _LEADING_MARK.sub("", _QUOTED_LINE.sub("", quote)))
-    text = _EMPHASIS.sub(r"\1\2", _outside_code(text, lambda part: _TAG.sub("", part)))
+    text = _outside_code(text, lambda part: _TAG.sub("", _AUTOLINK.sub(r"\1", part)))
+    text = _EMPHASIS.sub(r"\1\2", text)
     return re.sub(r"\s+", " ", strip_markers(text)).strip()
 
 

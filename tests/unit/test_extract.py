@@ -138,6 +138,11 @@ def test_relevance_without_a_shared_term_is_three_quarters_of_the_similarity() -
         ("See [the guide](guide.md#top) and `a_b`.", "See the guide and `a_b`."),
         ('It is <dfn title="old">deprecated</dfn> in `<html>`.', "It is deprecated in `<html>`."),
         ("Use __init__ and 3*4*5 [2].", "Use __init__ and 3*4*5."),
+        ("Send it to HR <hr@acme.com> by Friday.", "Send it to HR hr@acme.com by Friday."),
+        ("Apply at <https://acme.com/apply> before May.", "Apply at https://acme.com/apply before May."),
+        ("Run rag ingest <PATH> to add it.", "Run rag ingest <PATH> to add it."),
+        ("It is a List<String>.<br/>", "It is a List<String>."),
+        ("2**10 is 1024 and 2**20 is more.", "2**10 is 1024 and 2**20 is more."),
     ],
 )
 def test_plain_text(quote: str, text: str) -> None:
