@@ -53,13 +53,20 @@ class Written:
 
 
 def holds_phrase(text: str, phrases: Sequence[str]) -> bool:
-    """Whether the text holds one of the phrases; markers such as [1] are no part of it."""
-    plain = f" {_normalise(_MARKERS.sub('', text))} "
-    for phrase in phrases:
-        wanted = _normalise(phrase)
-        if wanted and (wanted in plain if _HANGUL.search(wanted) else f" {wanted} " in plain):
-            return True
-    return False
+    """Whether the text holds one of the phrases, case, articles and punctuation aside; markers such as [1] are no part
+    of it.
+
+    Punctuation is a space or nothing ("1,000" is 1000, "co-workers" are coworkers, which SQuAD's own normalisation has
+    too). A phrase in Hangul may stand in a longer word, another may have a Korean particle behind it.
+    """
+    text = _MARKERS.sub("", text)
+    return any(_stands_in(_normalise(phrase, mark), _normalise(text, mark)) for mark in (" ", "") for phrase in phrases)
+
+
+def _stands_in(phrase: str, text: str) -> bool:
+    if not phrase or _HANGUL.search(phrase):
+        return bool(phrase) and phrase in text
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?![^\W가-힣])", text) is not None
 
 
 def measure_answers(questions: Sequence[GoldQuestion], written: Sequence[Written]) -> dict[str, Any]:
@@ -120,7 +127,8 @@ def _share(values: Iterator[bool]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _normalise(text: str) -> str:
+def _normalise(text: str, mark: str) -> str:
+    """Folded, without articles, `mark` in place of each sign of punctuation."""
     folded = unicodedata.normalize("NFC", text).casefold()
-    plain = "".join(" " if unicodedata.category(char)[0] in "PS" else char for char in folded)
+    plain = "".join(mark if unicodedata.category(char)[0] in "PS" else char for char in folded)
     return " ".join(_ARTICLE.sub(" ", plain).split())
