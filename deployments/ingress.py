@@ -150,8 +150,9 @@ class Orchestrator:
         """Retrieval only."""
         where = self._parse_filter(body.filter)
         with watched("search") as tell:
-            async with self._admission.permit() as queue_s:
-                clock = RequestClock(self._settings.deadlines.total_s, queue_s, self._steps.trace)
+            deadline_s = self._settings.deadlines.total_s
+            async with self._admission.permit(deadline_s) as queue_s:
+                clock = RequestClock(deadline_s, queue_s, self._steps.trace)
                 found = await retrieve(
                     body.query,
                     body.collection,
@@ -247,8 +248,9 @@ class Orchestrator:
 
     async def _events(self, question: Question) -> AsyncGenerator[Event, None]:
         """The flow's events, under a permit."""
+        limits = self._settings.deadlines
         with watched("question") as tell:
-            async with self._admission.permit() as queue_s:
+            async with self._admission.permit(min(question.deadline_s or limits.total_s, limits.max_s)) as queue_s:
                 events = stream_answer(question, self._steps, self._settings, queue_s=queue_s)
                 async with aclosing(events):
                     async for event in events:

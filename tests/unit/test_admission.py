@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from deployments.admission import Admission
-from rag.errors import OverloadedError, StageError
+from rag.errors import DeadlineError, OverloadedError, StageError
 
 
 class Visitors:
@@ -17,8 +18,8 @@ class Visitors:
         self.inside: list[str] = []
         self.waited_s: dict[str, float] = {}
 
-    async def visit(self, name: str, error: Exception | None = None) -> None:
-        async with self._admission.permit() as queue_s:
+    async def visit(self, name: str, error: Exception | None = None, deadline_s: float = 60.0) -> None:
+        async with self._admission.permit(deadline_s) as queue_s:
             self.waited_s[name] = queue_s
             self.inside.append(name)
             try:
@@ -111,3 +112,38 @@ async def test_a_refusal_takes_no_place() -> None:
     visitors.leave.set()
     await task
     await check_free(admission, 1)
+
+
+async def test_who_waits_leaves_the_queue_with_its_deadline() -> None:
+    admission = Admission(max_inflight=1, max_queued=1)
+    visitors = Visitors(admission)
+    (task,) = await visitors.arrive("a")
+    for name in ("b", "c"):  # the place in the queue is free again each time
+        began = time.perf_counter()
+        with pytest.raises(DeadlineError, match=r"deadline of 0\.05 s passed before .* place"):
+            await visitors.visit(name, deadline_s=0.05)
+        assert 0.04 < time.perf_counter() - began < 5
+    visitors.leave.set()
+    await task
+    await check_free(admission, 1)
+
+
+async def test_who_has_its_place_is_not_hurried() -> None:
+    visitors = Visitors(Admission(max_inflight=1, max_queued=0))
+    task = asyncio.create_task(visitors.visit("a", deadline_s=0.01))
+    await asyncio.sleep(0.1)
+    assert visitors.inside == ["a"]
+    visitors.leave.set()
+    await task
+
+
+async def test_a_place_that_comes_with_the_deadline_is_lost_to_nobody() -> None:
+    for _ in range(50):
+        admission = Admission(max_inflight=1, max_queued=1)
+        visitors = Visitors(admission)
+        first = await visitors.arrive("a")
+        late = asyncio.create_task(visitors.visit("b", deadline_s=0.002))
+        await asyncio.sleep(0.002)
+        visitors.leave.set()
+        await asyncio.gather(late, *first, return_exceptions=True)
+        await check_free(admission, 1)

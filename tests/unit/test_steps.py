@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from deployments import watch
 from deployments.steps import build_steps
@@ -17,10 +15,8 @@ from deployments.watch import Watch
 from rag.errors import StageError
 from rag.pipeline import Steps
 from rag.types import GeneratedText, Message
-from tests.pipeline_fakes import make_settings
+from tests.orchestrator_fakes import MODEL, settings_in
 from tests.waiting import wait_until
-
-MODEL = "llm"
 
 
 class Stream:
@@ -71,13 +67,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def steps_over(llm: LLM, folder: Path) -> tuple[Steps, Watch]:
-    (folder / "config.json").write_text("{}")
-    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
-    settings = make_settings(generator={"model": str(folder), "model_id": MODEL})
     watching = Watch({"generator": llm.ready})
     other: Any = None
     generators: Any = {MODEL: llm}
-    return build_steps(settings, lambda: watching, other, other, other, generators), watching
+    return build_steps(settings_in(folder), lambda: watching, other, other, other, generators), watching
 
 
 def write(steps: Steps) -> Any:
