@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,15 +16,17 @@ from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
 from ingest.recover import reconcile
+from ingest.rows import find_rows, read_row
 from rag.config import Settings
-from rag.errors import StageError
+from rag.document_wire import why_refused
+from rag.errors import DocumentError, StageError
 from rag.filters import OneOf
 from rag.types import CountTokens, Document, IndexFingerprint, StoredDocument
 
 MAX_FAILURES = 100  # named one by one of those within a file
 HIDDEN = "a document of that source exists that you may not see; choose another source"
 LOOKED_UP = 500  # documents in one query of the store
-VISIBLE = "visible-"  # begins the name of a copy without the rows that would replace hidden documents
+VISIBLE = "visible-"  # begins the name of a copy without the rows that are not taken
 
 
 def ingest_job(
@@ -44,20 +46,23 @@ def ingest_job(
     """The job's documents, done or failed; a search that starts afterwards finds those that are done.
 
     `journal` is held by this process alone, so that nobody else ingests into the collection meanwhile. A document that
-    its sender's groups may not see is not replaced. Done twice it changes nothing. `reported` hears what the run did.
-    Raises what `ingest_documents` does, and StageError where the disk fails.
+    its sender's groups may not see is not replaced, and no row is taken whose source a client may not name. Done twice
+    it changes nothing. `reported` hears what the run did. Raises what `ingest_documents` does, and StageError where the
+    disk fails.
     """
     files = {folder / one.file: one for one in job.documents if one.file is not None}
     max_file_bytes = settings.ingest.max_file_bytes
     store.ensure_collection(job.collection, fingerprint)
     reconcile(store, job.collection, journal, say)  # from here on the journal knows what is stored
-    hidden: set[str] = set()
+    closed: dict[str, str] = {}  # why a document is not taken, by its id
     taken: dict[Path, Path | None] = {}
     for path, document in files.items():
-        loaded = load_documents(path, max_file_bytes=max_file_bytes, source=document.source)
-        closed = [one for one in loaded if isinstance(one, Document) and _is_hidden(one, job, folder, journal)]
-        taken[path] = _without(path, closed)
-        hidden.update(one.document_id for one in closed)
+        left_out: list[Document] = []
+        for one in load_documents(path, max_file_bytes=max_file_bytes, source=document.source):
+            if isinstance(one, Document) and (reason := _why_closed(one, job, folder, journal)) is not None:
+                closed[one.document_id] = reason
+                left_out.append(one)
+        taken[path] = _without(path, left_out, max_file_bytes)
     report = ingest_documents(
         [path for path in taken.values() if path is not None],
         store=store,
@@ -89,7 +94,7 @@ def ingest_job(
             found = store.stored_documents(job.collection, OneOf("document_id", ids)) if ids else ()
             stored = {one.document_id: one for one in found}
             for one in some:
-                outcome = _outcome(one, path, taken[path], hidden, journal, reasons, stored)
+                outcome = _outcome(one, path, taken[path], closed, journal, reasons, stored)
                 if isinstance(outcome, StoredDocument):
                     done.append(outcome)
                 else:
@@ -107,6 +112,16 @@ def _groups_of(loaded: Iterable[Document | Failure], size: int) -> Iterator[list
         yield some
 
 
+def _why_closed(document: Document, job: Job, folder: Path, journal: Journal) -> str | None:
+    """Why a document may not be taken from the job's sender; None where it may.
+
+    The source of a whole file was looked at when it came; a row names its own.
+    """
+    if document.part is not None and (problem := why_refused(document.source)) is not None:
+        return f"its source (or its id, without one) cannot be taken: {problem}"
+    return HIDDEN if _is_hidden(document, job, folder, journal) else None
+
+
 def _is_hidden(document: Document, job: Job, folder: Path, journal: Journal) -> bool:
     """Whether it would replace one, complete or not, that the job's sender may not see.
 
@@ -122,34 +137,43 @@ def _is_hidden(document: Document, job: Job, folder: Path, journal: Journal) -> 
     )
 
 
-def _without(path: Path, closed: Sequence[Document]) -> Path | None:
+def _without(path: Path, left_out: Sequence[Document], max_row_bytes: int) -> Path | None:
     """The file without these of its documents: itself, a copy with blank lines for them, or None where nothing is left.
 
     Raises StageError where the copy cannot be written.
     """
-    if not closed:
+    if not left_out:
         return path
-    parts = [one.part for one in closed if one.part is not None]
-    if not parts:
+    if all(one.part is None for one in left_out):
         return None
+    sources = {one.source for one in left_out}
     copy = path.with_name(VISIBLE + path.name)
     try:
         shutil.copyfile(path, copy)
         with copy.open("r+b") as file:
-            for start, end in parts:
-                file.seek(start)
-                file.write(b" " * (end - start))
+            for _, (start, end), raw in find_rows(path, max_row_bytes):
+                if _source_of(raw) in sources:  # a second row of that name too, or it would now be the first
+                    file.seek(start)
+                    file.write(b" " * (end - start))
     except OSError as error:
         reason = f"an upload cannot be copied ({error.strerror}); free space or mend the disk"
         raise StageError("indexer", reason) from error
     return copy
 
 
+def _source_of(raw: bytes) -> str | None:
+    """What a row calls its document; None where it is no row."""
+    try:
+        return read_row(raw).source
+    except DocumentError:
+        return None
+
+
 def _outcome(
     one: Document | Failure,
     path: Path,
     taken: Path | None,
-    hidden: Collection[str],
+    closed: Mapping[str, str],
     journal: Journal,
     reasons: Mapping[str, list[str]],
     stored: Mapping[str, StoredDocument],
@@ -160,8 +184,8 @@ def _outcome(
     """
     if isinstance(one, Failure):
         return one.reason if path.exists() else "its uploaded file is gone; send it again"
-    if one.document_id in hidden:
-        return HIDDEN
+    if one.document_id in closed:
+        return closed[one.document_id]
     recorded = journal.recorded(one.document_id)
     if recorded is None or taken is None or Path(recorded.origin) != taken:
         if own := reasons.get(one.source):

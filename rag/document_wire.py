@@ -7,7 +7,15 @@ import re
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from rag.wire import MAX_COLLECTION_CHARS, RequestModel, ResponseModel
 
@@ -60,6 +68,7 @@ _Name = Annotated[
     AfterValidator(_refuse_control),
 ]
 _Source = Annotated[_Name, AfterValidator(_refuse_path)]
+_SOURCE: TypeAdapter[str] = TypeAdapter(_Source)
 _Group = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_refuse_control)]
 _Metadata = Annotated[
     dict[str, JsonValue],
@@ -160,6 +169,15 @@ class CollectionsBody(ResponseModel):
     """Every collection."""
 
     collections: list[ListedCollectionBody]
+
+
+def why_refused(source: str) -> str | None:
+    """Why no client may call a document so, by the rules for a request's `source`; None where one may."""
+    try:
+        _SOURCE.validate_python(source)
+    except ValidationError as error:
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return None
 
 
 def clean_name(given: str) -> str:
