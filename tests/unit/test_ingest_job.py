@@ -78,7 +78,8 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_no_row_of_an_upload_passes_for_a_file_of_this_machine(bench: Bench, tmp_path: Path) -> None:
-    policy = tmp_path / "policy.txt"
+    policy = tmp_path / "docs" / "policy.txt"
+    policy.parent.mkdir()
     policy.write_text("Refunds are allowed.")
     bench.ingest(policy)
     rows = [
@@ -94,7 +95,7 @@ def test_no_row_of_an_upload_passes_for_a_file_of_this_machine(bench: Bench, tmp
     assert set(bench.documents()) == {str(policy), "2"}
     assert bench.text_of(str(policy)) == "Refunds are allowed."
     policy.unlink()
-    assert bench.ingest(tmp_path, prune=True).removed == 1
+    assert bench.ingest(policy.parent, prune=True).removed == 1
 
 
 @pytest.mark.parametrize(
