@@ -18,8 +18,11 @@ from rag.types import Hit, Span
 FindInstructions = Callable[[Hit], list[Span]]  # as `find_instructions`
 
 _LLM = (
-    r"\b(?:AIs?|artificial intelligences?|(?:large )?language models?|LLMs?|chat ?bots?|assistants?|ChatGPT)"
+    r"(?:\b(?:AIs?|artificial intelligences?|(?:large )?language models?|LLMs?|chat ?bots?|ChatGPT)"
     r"(?: (?:assistants?|models?|agents?|systems?))?\b"
+    # not the administrative assistants, and no assistant professor
+    r"|(?:(?<!.)|(?<=[.:;!?(] )|(?<=\bthe )|(?<=\ban )|(?<=\bany )|(?<=\ball )|(?<=\bevery )|(?<=\bdear ))"
+    r"assistants?\b(?! (?:professor|manager|director|coach|editor|secretary|principal|teacher|librarian|attorney)))"
 )
 _FORMER = (
     r"(?:all|any|every|of|the|these|those|this|that|your|my|our|its|previous|prior|earlier|above|preceding|former"
@@ -37,6 +40,8 @@ _LLM_CUES = "ai intelligence model llm bot assistant chatgpt"
 # Where an imperative stands: first in a sentence, behind a mark, or behind one of these words.
 _ORDERED = r"(?:^|[.:;,!>|#\"'“‘(\[*-] ?|\b(?:and|then|now|please|kindly|must|should|shall|just|only|to|is) )"
 _ON = r"[^.?!]{0,300}"  # further on in the sentence
+# What says what is to be answered, behind the order to do so.
+_CONTENT = r"(?: (?:only )?(?:with|that|by saying|as follows|in the affirmative|yes|no)\b|:| ?[\"'“‘«]| (?-i:[A-Z0-9]))"
 _TO_EVERY = r"(?:any|every|all|each) (?:\w+ )?questions?\b"
 _QUESTIONED = r"\b(?:when(?:ever)?|if) (?:\w+ ){0,3}?(?:asks?|asked|wants? to know)\b"
 # Each rule with the lower-case letters of which a text has to hold some before the rule is tried: rules are slow.
@@ -75,7 +80,7 @@ _ENGLISH = (
     ("now longer", rf"\byou(?:['’]re| are) (?:now|no longer) {_ON}(?:{_LLM}|\bDAN\b|\brestrict|\bunrestricted)"),
     (
         "from",
-        r"\bfrom now on,? (?:you (?:are|will be|answer|reply|respond|speak)|answer|reply|respond|act|speak)\b"
+        r"\bfrom now on,? (?:you (?:(?:are|will be) (?:an?|the|my|our|called|named|(?-i:[A-Z]))|answer|reply|respond|speak)\b|answer|reply|respond|act|speak)\b"
         r"|\b(?:act|speak|answer|reply|respond)\b[^.?!]{0,300}\bfrom now on\b",
     ),
     (
@@ -86,13 +91,15 @@ _ENGLISH = (
     # about the answer
     (
         "answer reply replies respon",
-        r"\byour (?:answer|reply) (?:must|should|shall|has to|have to|will|is to)\b"
+        r"\byour (?:answer|reply) (?:must|should|shall|has to|have to|will|is to) (?:\w+ )?"
+        r"(?:be|say|state|contain|include|mention|start|begin|end|consist|read|repeat|quote|give|name)\b"
         r"|(?<!if )your answer is (?-i:[A-Z0-9])"
         rf"|\b(?:all|every|any) (?:answers?|replies|reply|responses?) (?:about|on|concerning) {_ON}\b(?:shall|must) "
         r"|\b(?:every|each|your) (?:answer|reply) (?:with|by)\b"
         r"|\bthe only (?:allowed|valid|correct|permitted) (?:answer|reply)\b"
-        r"|\b(?:to|in|into) your (?:answer|reply|response)\b"
-        r"|\byou (?:must|shall) (?:now )?(?:answer|reply)\b"
+        r"|(?<!forward )\b(?:to|in|into) your (?:answer|response)\b"
+        r"|[\"'”’»] (?:to|in|into) your reply\b|(?-i:\b[A-Z]{3,}\b)[^.?!]{0,40} (?:to|in|into) your reply\b"
+        rf"|\byou (?:must|shall) (?:now )?(?:answer|reply){_CONTENT}"
         rf"|\b(?:write|use|give|repeat|print|quote|state)\b{_ON}\bas (?:the|your) (?:\w+ ){{0,2}}(?:answer|reply)\b"
         rf"|{_ORDERED}(?:answer|reply|respond)\b{_ON} to {_TO_EVERY}"
         rf"|{_ORDERED}(?:answer|reply|respond)(?: to)? {_TO_EVERY}{_ON}\bwith\b"
@@ -104,12 +111,12 @@ _ENGLISH = (
     ),
     (
         "ask want",
-        rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just )*(?:answer|reply|say|respond)"
+        rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just |should |must |only )*(?:say\b|(?:answer|reply|respond){_CONTENT})"
         r"|the \w+ (?:\w+ )?to (?:write|say|answer|reply) is)\b",
     ),
     ("question", r"\b(?:reader|user)['’]s question (?:must|should|has to|is to) be (?:sent|added|appended|written)\b"),
     ("asked", r"\bwhatever (?:is|was|you are) asked\b"),
-    ("cite quote", r"\b(?:cite|quote) this (?:sentence|passage|line|document)\b"),
+    ("cite quote", r"\b(?:cite|quote) this (?:sentence|passage|line|document)\b(?! as\b)"),
     (
         "decode decrypt backwards base64 rot13",
         r"\b(?:decode|decrypt|backwards|base64|rot13)\b[^.?!]{0,300}\b"
@@ -133,14 +140,15 @@ _KOREAN = (
     (
         "무시 잊 따르지 폐기 효력 무효 취소 새",
         rf"{_BEFORE}\S* (?:\S+ )?{_NOTE}[을를은는]? (?:\S+ ){{0,2}}?"
-        r"(?:무시하(?:고|세요|라|십시오)|무시해|잊[고어으]|따르지 ?[말마]|폐기|효력이 없|무효|취소)"
+        r"(?:무시하(?:고|세요|라|십시오)|무시해|잊[고어으]|따르지 ?[말마])"
+        rf"|{_BEFORE}\S* (?:\S+ )?(?:지시|명령|프롬프트)(?:사항|문)?[을를은는]? (?:\S+ ){{0,2}}?(?:폐기|효력이 없|무효|취소)"
         rf"|새(?:로운)? {_NOTE}\s?:",
     ),
     (
         "답 응 말 출력",
         rf"[라다]고만? ?{_ANSWER} ?{_BID}|[라다]고 {_ANSWER}하고 .{{0,300}}인용하"
-        rf"|(?:모든|어떤|이|그) 질문에[는도]? (?:{_ON} )?{_ANSWER}(?:{_BID}|하지 ?[마말])|모든 질문의 답"
-        r"|답변(?: ?끝| ?앞| ?처음)?에 [^?!]{0,80}?(?:넣|붙[이여]|포함|덧붙|추가)"
+        rf"|(?:모든|어떤|이|그) 질문에[는도]? (?:{_ON} {_ANSWER}{_BID}|(?:{_ON} )?{_ANSWER}하지 ?[마말])|모든 질문의 답"
+        r"|(?<!문의 )(?<!메일 )답변(?: ?끝| ?앞| ?처음)?에 [^?!]{0,80}?(?:넣|붙[이여]|포함|덧붙|추가)"
         rf"|(?:지금|이제)부터 {_ON}{_ANSWER}{_BID}"
         r"|(?:^|\s)답으로 [^.?!]{0,300}(?:쓰|적으|내놓으)(?:세요|라|십시오)"
         rf"|[\"'”’]\S{{0,2}}로만? {_ANSWER}{_BID}|답변을? ?(?:거부|거절){_BID}"
@@ -157,14 +165,25 @@ _KOREAN = (
         "프롬프트 지시",
         r"(?:시스템 프롬프트|숨겨진 지시|처음\S* (?:\S+ )?지시)\S* [^.?!]{0,300}(?:출력|보여|공개|말|알려|반복)",
     ),
-    ("사용자에게", r"사용자에게 [^?!\n]{0,100}(?:권하|안내하|전하|말하|알려 ?주)(?:세요|십시오|라)"),
+    (
+        "사용자에게",
+        r"(?:사용자에게 [^?!\n]{0,100}(?:[라다]고|도록) |(?:[라다]고|도록) 사용자에게 )[^?!\n]{0,40}?"
+        r"(?:권하|안내하|전하|말하|알려 ?주)(?:세요|십시오|라)",
+    ),
+)
+# A letter's last line, and no order to a language model.
+_MAY_IGNORE = re.compile(
+    r"\bif you (?:have|had|already|do|did) [^.?!]{0,120}, (?:please )?(?:ignore|disregard) (?:this|these|those) "
+    r"(?:instructions?|guidance|documents?)\b",
+    re.IGNORECASE,
 )
 _TOKENS = (
     r"<[|｜][^|｜<>\n]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>",
     r"[<＜]\s*/?\s*passage\b[^>＞\n]*[>＞]",
     r"</?(?:instructions?|system_?prompt)>|</(?:documents|context|passages)>|\"role\": ?\"system\"",
     r"^\W{0,20}#+ (?:system|instruction|assistant)s?:|^\W{0,20}(?:assistant|시스템)\s?: ",
-    rf"(?:^|\|)\W{{0,20}}system(?: (?:note|message|prompt|override))?: .{{0,300}}{_SAY}",
+    rf"(?:^|\|)\W{{0,20}}system(?: (?:note|message|prompt|override))?: .{{0,300}}"
+    r"\b(?:answer|reply|respond|say|state|output|repeat|append|mention|tell|ignore)\b",
     r"(?:[-=]{2,}\s*|^\W{0,20})(?:end|begin)(?:ning)? of (?:the )?(?:documents?|passages?|context|prompt)"
     r"(?: ?[-=]{2}|[.:]?$|\. )",
 )
@@ -209,5 +228,6 @@ def gives_orders(paragraph: str) -> bool:
 
 
 def _is_order(words: str) -> bool:
+    words = _MAY_IGNORE.sub(" ", words)
     lower = words.lower()
     return any(rule.search(words) for cues, rule in _RULES if any(cue in lower for cue in cues))
