@@ -80,7 +80,8 @@ _ENGLISH = (
     ("now longer", rf"\byou(?:['’]re| are) (?:now|no longer) {_ON}(?:{_LLM}|\bDAN\b|\brestrict|\bunrestricted)"),
     (
         "from",
-        r"\bfrom now on,? (?:you (?:(?:are|will be) (?:an?|the|my|our|called|named|(?-i:[A-Z]))|answer|reply|respond|speak)\b|answer|reply|respond|act|speak)\b"
+        r"\bfrom now on,? (?:you (?:(?:are|will be) (?:an?|the|my|our|called|named|(?-i:[A-Z]))"
+        r"|answer|reply|respond|speak)\b|answer|reply|respond|act|speak)\b"
         r"|\b(?:act|speak|answer|reply|respond)\b[^.?!]{0,300}\bfrom now on\b",
     ),
     (
@@ -111,7 +112,8 @@ _ENGLISH = (
     ),
     (
         "ask want",
-        rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just |should |must |only )*(?:say\b|(?:answer|reply|respond){_CONTENT})"
+        rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just |should |must |only )*"
+        rf"(?:say\b|(?:answer|reply|respond){_CONTENT})"
         r"|the \w+ (?:\w+ )?to (?:write|say|answer|reply) is)\b",
     ),
     ("question", r"\b(?:reader|user)['’]s question (?:must|should|has to|is to) be (?:sent|added|appended|written)\b"),
@@ -141,7 +143,8 @@ _KOREAN = (
         "무시 잊 따르지 폐기 효력 무효 취소 새",
         rf"{_BEFORE}\S* (?:\S+ )?{_NOTE}[을를은는]? (?:\S+ ){{0,2}}?"
         r"(?:무시하(?:고|세요|라|십시오)|무시해|잊[고어으]|따르지 ?[말마])"
-        rf"|{_BEFORE}\S* (?:\S+ )?(?:지시|명령|프롬프트)(?:사항|문)?[을를은는]? (?:\S+ ){{0,2}}?(?:폐기|효력이 없|무효|취소)"
+        rf"|{_BEFORE}\S* (?:\S+ )?(?:지시|명령|프롬프트)(?:사항|문)?[을를은는]? (?:\S+ ){{0,2}}?"
+        r"(?:폐기|효력이 없|무효|취소)"
         rf"|새(?:로운)? {_NOTE}\s?:",
     ),
     (
@@ -182,7 +185,7 @@ _TOKENS = (
     r"[<＜]\s*/?\s*passage\b[^>＞\n]*[>＞]",
     r"</?(?:instructions?|system_?prompt)>|</(?:documents|context|passages)>|\"role\": ?\"system\"",
     r"^\W{0,20}#+ (?:system|instruction|assistant)s?:|^\W{0,20}(?:assistant|시스템)\s?: ",
-    rf"(?:^|\|)\W{{0,20}}system(?: (?:note|message|prompt|override))?: .{{0,300}}"
+    r"(?:^|\|)\W{0,20}system(?: (?:note|message|prompt|override))?: .{0,300}"
     r"\b(?:answer|reply|respond|say|state|output|repeat|append|mention|tell|ignore)\b",
     r"(?:[-=]{2,}\s*|^\W{0,20})(?:end|begin)(?:ning)? of (?:the )?(?:documents?|passages?|context|prompt)"
     r"(?: ?[-=]{2}|[.:]?$|\. )",
