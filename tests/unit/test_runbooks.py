@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 from ray.scripts.scripts import cli as ray_cli
 from ray.serve.scripts import cli as serve_cli
 
 from deployments.ingress import create_api
 from rag.cli import main
 from rag.config import load_settings
-from tests.k8s_manifests import INGEST, applied, kubectl, walk
+from tests.k8s_manifests import INGEST, SERVICE, applied, find, identity, kubectl, pod_templates, walk
 
 FOLDER = Path(__file__).parents[2] / "infra" / "runbooks"
 INDEX = FOLDER / "README.md"
@@ -30,6 +34,13 @@ ALERTS = {
 # On one machine; each says what was seen.
 PLAYED = {"oom-spiral", "milvus-lost-or-full", "ingest-stuck", "autoscaler-oscillation", "bad-model-rollout"}
 COMMANDS: dict[str, click.Command] = {"rag": main, "ray": ray_cli, "serve": serve_cli}
+SHORT = {"pvc": "PersistentVolumeClaim", "rayservice": "RayService"}
+# What the operators make of our manifests, with the labels that they give it; Milvus' gives `podLabels` to pods alone.
+THEIRS = {
+    "raycluster": {"ray.io/originated-from-cr-name": "rag"},
+    "deployment": {"app.kubernetes.io/instance": "rag", "app.kubernetes.io/name": "milvus"},
+    "nodes": {"karpenter.sh/nodepool": "rag-gpu"},
+}
 ROW = re.compile(r"^\| \[[^]]+\]\(([\w-]+\.md)\) \| (.+) \|$", re.MULTILINE)
 
 
@@ -108,6 +119,39 @@ def check_kubectl(words: list[str]) -> None:
     assert options <= kubectl_options(*verb), words
 
 
+def selected(words: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The kinds that a kubectl command names, each with one choice of the labels that it selects by."""
+    if words[0] != "kubectl" or "-l" not in words:
+        return
+    rest = words[3:] if words[1] == "-n" else words[1:]
+    verb, of = rest[0], rest[2] if rest[0] == "rollout" else rest[1]
+    kinds = ["pods"] if verb in ("logs", "top") else of.split(",")
+    selector = words[words.index("-l") + 1]
+    sets = dict(re.findall(r"([\w./-]+) in \(([\w,.-]+)\)", selector))
+    equal = dict(one.split("=") for one in re.sub(r"[\w./-]+ in \([^)]*\),?", "", selector).split(",") if one)
+    for values in itertools.product(*(named.split(",") for named in sets.values())):
+        yield from ((kind, equal | dict(zip(sets, values, strict=True))) for kind in kinds)
+
+
+def labelled(kind: str) -> list[dict[str, str]]:
+    """The labels of what there is of a kind, by the manifests and by the operators that make things of them."""
+    manifests = applied(INGEST)
+    if kind in THEIRS:
+        return [THEIRS[kind]]
+    if kind in ("pod", "pods"):
+        milvus = find(manifests, "Milvus")["spec"]["components"]["podLabels"]
+        return [milvus, *(one["metadata"]["labels"] for one in manifests for one in pod_templates(one))]
+    return [one["metadata"].get("labels", {}) for one in manifests if one["kind"].lower() == kind]
+
+
+def stands(patch: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether the manifest says something, too, of what the patch sets."""
+    return any(
+        key in manifest and (not isinstance(value, dict) or stands(value, manifest[key]))
+        for key, value in patch.items()
+    )
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 class TestPage:
     def test_it_is_a_page_and_has_its_parts(self, path: Path) -> None:
@@ -154,12 +198,51 @@ class TestCommands:
         roles = {one["rag-role"] for one in walk(applied(INGEST)) if isinstance(one.get("rag-role"), str)}
         assert set(re.findall(r"rag-role=([\w-]+)", read(path))) <= roles
 
+    def test_labels_select_what_is_there(self, path: Path) -> None:
+        for words in (*commands(path), *mentions(path)):
+            for kind, labels in selected(words):
+                assert any(labels.items() <= one.items() for one in labelled(kind)), words
+
+    def test_no_log_is_asked_for_that_a_pod_never_has(self, path: Path) -> None:
+        # Ray's containers never restart in their pod, so none has a log of a run before.
+        assert {one["restartPolicy"] for one in walk(applied(INGEST)) if "restartPolicy" in one} == {"Never"}
+        of_rays = [words for words in commands(path) if {"ray-head", "ray-worker"} & set(words)]
+        assert [words for words in of_rays if "--previous" in words] == []
+
+    def test_what_is_patched_by_hand_is_not_what_the_manifests_say(self, path: Path) -> None:
+        # The next `kubectl apply -k` would take it back, or be refused, as a claim is that would get smaller.
+        for words in commands(path):
+            if words[0] == "kubectl" and "patch" in words:
+                kind, name = words[words.index("patch") + 1 :][:2]
+                (manifest,) = [one for one in applied(INGEST) if (SHORT[kind], name) == identity(one)]
+                assert not stands(yaml.safe_load(words[words.index("-p") + 1]), manifest), words
+
+    def test_what_is_deleted_and_no_operator_makes_again_is_applied_again(self, path: Path) -> None:
+        for kind, name in (identity(one) for one in applied(SERVICE)):
+            _, deleted, then = read(path).partition(f" delete {kind.lower()} {name}")
+            assert not deleted or "kubectl apply -k" in then, name
+
     def test_links_and_paths_lead_to_files(self, path: Path) -> None:
         links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read(path))]
         assert [link for link in links if not (FOLDER / link).is_file()] == []
         root = FOLDER.parents[1]
         named = re.findall(r"\binfra/[\w./-]*\w", read(path))
         assert [name for name in named if not (root / name).exists()] == []
+
+
+def test_the_claim_is_raised_by_a_patch_that_the_overlay_takes(tmp_path: Path) -> None:
+    (patch,) = re.findall(r"^```yaml\n(.*?)^```$", read(FOLDER / "ingest-stuck.md"), re.MULTILINE | re.DOTALL)
+    infra = tmp_path / "infra"
+    shutil.copytree(FOLDER.parent, infra, ignore=shutil.ignore_patterns("locks", "docker"))
+    overlay = infra / "k8s" / SERVICE / "kustomization.yaml"
+    overlay.write_text(f"{read(overlay).rstrip()}\n{patch}", encoding="utf-8")
+    command = [kubectl(), "kustomize", str(overlay.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after = ({identity(one): one for one in of} for of in (applied(SERVICE), yaml.safe_load_all(done.stdout)))
+    (changed,) = [key for key, one in after.items() if one != before[key]]
+    assert changed == ("PersistentVolumeClaim", "rag-data")
+    sizes = [one[changed]["spec"]["resources"]["requests"]["storage"] for one in (before, after)]
+    assert [int(size.removesuffix("Gi")) for size in sizes] == [50, 100]
 
 
 def test_every_page_is_in_the_index_and_every_alert_has_one() -> None:
