@@ -12,7 +12,7 @@ from rag.errors import DeadlineError, OverloadedError
 
 
 class Admission:
-    """`async with admission.permit(deadline_s) as queue_s`: a place among those worked on, `queue_s` seconds waited for."""
+    """`async with admission.permit(deadline_s) as queue_s`: a place among those worked on, after `queue_s` seconds."""
 
     def __init__(self, max_inflight: int, max_queued: int) -> None:
         self._places = asyncio.Semaphore(max_inflight)

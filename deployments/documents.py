@@ -6,8 +6,9 @@ Plain functions beside the orchestrator's methods: what they work with, they get
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
@@ -16,11 +17,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from deployments.errors import call_stage
 from deployments.http import JSON, MULTIPART, BodyLimit
 from deployments.intake import Intake
 from deployments.jobs import Job, JobStore
 from deployments.responses import problems
+from deployments.watch import Watch
 from rag.document_wire import (
     CollectionBody,
     CollectionRequest,
@@ -34,7 +35,12 @@ from rag.document_wire import (
 from rag.serve_settings import ServeSettings
 from rag.wire import MAX_COLLECTION_CHARS
 
+T = TypeVar("T")
+
 UPLOAD_PATH = "/documents"
+# A listing reads a row of every document, and an embedded Milvus that is gone is started again before. That there is no
+# replica is seen well before, by the watch.
+INDEXER_S = 60.0
 
 router = APIRouter()
 
@@ -46,7 +52,12 @@ class DocumentDoors:
     intake: Intake
     jobs: JobStore
     indexer: DeploymentHandle
+    watch: Callable[[], Watch]
     anonymous_groups: frozenset[str]
+
+    async def ask_indexer(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the indexer answers. Raises StageError while it is down, StageTimeoutError when it takes too long."""
+        return await self.watch().call("indexer", call, INDEXER_S)
 
 
 async def current_doors() -> DocumentDoors:
@@ -128,7 +139,7 @@ async def list_documents(
 ) -> dict[str, Any]:
     """The documents that the caller may see, by source, page by page."""
     remote = doors.indexer.list_documents.remote
-    page, next_cursor = await call_stage("indexer", lambda: remote(collection, groups, cursor, limit))
+    page, next_cursor = await doors.ask_indexer(lambda: remote(collection, groups, cursor, limit))
     return {"documents": page, "next_cursor": next_cursor}
 
 
@@ -138,7 +149,7 @@ async def get_document(
 ) -> dict[str, Any]:
     """One document."""
     remote = doors.indexer.find_document.remote
-    return await call_stage("indexer", lambda: remote(collection, document_id, groups))
+    return await doors.ask_indexer(lambda: remote(collection, document_id, groups))
 
 
 @router.delete("/documents/{document_id}", status_code=204, responses=problems(404, 422, 503))
@@ -147,14 +158,14 @@ async def delete_document(
 ) -> Response:
     """Removes a document; a search that starts afterwards finds nothing of it."""
     remote = doors.indexer.delete_document.remote
-    await call_stage("indexer", lambda: remote(collection, document_id, groups))
+    await doors.ask_indexer(lambda: remote(collection, document_id, groups))
     return Response(status_code=204)
 
 
 @router.get("/collections", response_model=CollectionsBody, responses=problems(503))
 async def list_collections(doors: Doors) -> dict[str, Any]:
     """Every collection."""
-    return {"collections": await call_stage("indexer", lambda: doors.indexer.list_collections.remote())}
+    return {"collections": await doors.ask_indexer(doors.indexer.list_collections.remote)}
 
 
 @router.post(
@@ -165,14 +176,14 @@ async def list_collections(doors: Doors) -> dict[str, Any]:
 )
 async def create_collection(body: CollectionRequest, doors: Doors) -> Response:
     """Makes an empty collection, unless it is there."""
-    created, content = await call_stage("indexer", lambda: doors.indexer.create_collection.remote(body.name))
+    created, content = await doors.ask_indexer(lambda: doors.indexer.create_collection.remote(body.name))
     return JSONResponse(content, 201 if created else 200)
 
 
 @router.delete("/collections/{name}", status_code=204, responses=problems(404, 422, 503))
 async def delete_collection(name: Name, doors: Doors) -> Response:
     """Removes a collection with all that is in it."""
-    await call_stage("indexer", lambda: doors.indexer.delete_collection.remote(name))
+    await doors.ask_indexer(lambda: doors.indexer.delete_collection.remote(name))
     return Response(status_code=204)
 
 

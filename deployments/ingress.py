@@ -64,6 +64,7 @@ ASKED: Responses = {
     **problems(400, 404, 409, 413, 415, 422, 503, 504),
 }
 REQUIRED = ("embedder", "retriever")  # without the others answers go on, degraded
+INDEX_VERSIONS_S = 15.0  # a call of the store for each collection, each some milliseconds
 WARM_UP_DEADLINE_S = 120.0
 WARM_UP_QUESTION = "Which port does the service listen on?"
 WARM_UP_TEXT = "The service listens on port 8000. Another port is chosen with the option --port."
@@ -90,6 +91,7 @@ class Orchestrator:
             Intake(settings.serve, jobs, settings.store.metadata_fields),
             jobs,
             indexer,
+            self._watch,
             frozenset(settings.serve.anonymous_groups),
         )
         self.chat = ChatDoors(
@@ -232,9 +234,8 @@ class Orchestrator:
 
     async def _index_versions(self) -> dict[str, str]:
         """Each collection's current index version."""
-        versions: dict[str, str] = await call_stage(
-            "retriever", lambda: self._handles["retriever"].index_versions.remote()
-        )
+        remote = self._handles["retriever"].index_versions.remote
+        versions: dict[str, str] = await self._watch().call("retriever", remote, INDEX_VERSIONS_S)
         for name, index_version in versions.items():
             note_index_version(name, index_version)
         return versions

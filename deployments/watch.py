@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 from deployments.errors import call_stage
 from deployments.metrics import set_gauge
-from rag.errors import RagError, StageError
+from rag.errors import RagError, StageError, StageTimeoutError
 
+T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
 
 PERIOD_S = 1.0
@@ -56,6 +58,18 @@ class Watch:
             if scope.expired():
                 raise StageError(stage, f"the {name} went down") from error
             raise
+
+    async def call(self, name: str, call: Callable[[], Awaitable[T]], limit_s: float) -> T:
+        """What the stage answers, for a call that no request's deadline limits.
+
+        Raises StageError as `unless_down` does, StageTimeoutError after `limit_s`, and what the stage raises.
+        """
+        async with self.unless_down(name, name):
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await call_stage(name, call)
+            except TimeoutError as error:
+                raise StageTimeoutError(name, f"no answer within {limit_s:g} s; try again") from error
 
     async def _ask(self, name: str, ready: Callable[[], Awaitable[None]]) -> None:
         while True:

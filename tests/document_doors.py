@@ -14,6 +14,7 @@ from deployments.documents import DocumentDoors, current_doors
 from deployments.ingress import create_api
 from deployments.intake import Intake
 from deployments.jobs import JobStore
+from deployments.watch import Watch
 from rag.errors import UnknownCollectionError, UnknownDocumentError
 from rag.serve_settings import ServeSettings
 
@@ -34,10 +35,17 @@ DOCUMENT = {
 
 
 class FakeIndexer:
-    """Knows one document, d1 of the collection `default`, and remembers what it was asked."""
+    """Knows one document, d1 of the collection `default`, and remembers what it was asked.
+
+    Without a replica no call is answered and, as Serve has it, none fails; `silent`: only that it is ready is said.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.replica = asyncio.Event()
+        self.replica.set()
+        self.silent = False
+        self.ready = SimpleNamespace(remote=self.replica.wait)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self, f"_{name}")
@@ -45,6 +53,7 @@ class FakeIndexer:
         async def remote(*arguments: Any) -> Any:
             await asyncio.sleep(0)
             self.asked.append((name, *arguments))
+            await (asyncio.Event() if self.silent else self.replica).wait()
             return method(*arguments)
 
         return SimpleNamespace(remote=remote)
@@ -80,9 +89,17 @@ class Doors:
         self.uploads = data_dir / "uploads"
         self.indexer = FakeIndexer()
         indexer: Any = self.indexer
-        doors = DocumentDoors(Intake(self.settings, self.jobs, {"year": "integer"}), self.jobs, indexer, groups)
+        self._watching: Watch | None = None
+        intake = Intake(self.settings, self.jobs, {"year": "integer"})
+        doors = DocumentDoors(intake, self.jobs, indexer, self.watch, groups)
         self.api: FastAPI = create_api(self.settings)
         self.api.dependency_overrides[current_doors] = lambda: doors
+
+    def watch(self) -> Watch:
+        """Made on the event loop that serves, as the orchestrator has it."""
+        if self._watching is None:
+            self._watching = Watch({"indexer": self.indexer.ready.remote})
+        return self._watching
 
     async def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.api, raise_app_exceptions=False)

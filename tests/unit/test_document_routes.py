@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deployments import documents, watch
 from tests.document_doors import (
     DOCUMENT,
     PROBLEM,
@@ -14,6 +17,7 @@ from tests.document_doors import (
     check_problem,
     text_request,
 )
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -99,6 +103,53 @@ async def test_collections_are_listed_made_and_deleted(doors: Doors) -> None:
     assert (await doors.send("DELETE", "/collections/default")).status_code == 204
     for wrong in ({"name": "a b"}, {"name": ""}, {}, {"name": "a", "path": "x"}):
         check_problem(await doors.send("POST", "/collections", json=wrong), 422)
+
+
+# --- an indexer that is gone or says nothing ---
+
+CALLS = [
+    ("GET", "/documents", {}),
+    ("GET", "/documents/d1", {}),
+    ("DELETE", "/documents/d1", {}),
+    ("GET", "/collections", {}),
+    ("POST", "/collections", {"json": {"name": "docs"}}),
+    ("DELETE", "/collections/default", {}),
+]
+every_call = pytest.mark.parametrize(("method", "path", "sent"), CALLS, ids=lambda value: str(value))
+
+
+@every_call
+async def test_without_an_indexer_every_call_is_refused_and_may_come_again(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, method: str, path: str, sent: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(watch, "TIMEOUT_S", 0.05)
+    doors.indexer.replica.clear()
+    async with asyncio.timeout(10):
+        # Asked before the watch knows it, then after.
+        for _ in range(2):
+            response = await doors.send(method, path, **sent)
+            assert check_problem(response, 503)["stage"] == "indexer"
+            assert int(response.headers["retry-after"]) >= 1
+    doors.indexer.replica.set()
+    await wait_until(lambda: doors.watch().states()["indexer"] == "ok")
+    assert (await doors.send(method, path, **sent)).is_success
+
+
+@every_call
+async def test_an_indexer_that_does_not_answer_is_not_waited_for_without_end(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch, method: str, path: str, sent: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(documents, "INDEXER_S", 0.05)
+    doors.indexer.silent = True
+    async with asyncio.timeout(10):
+        response = await doors.send(method, path, **sent)
+    assert check_problem(response, 503)["type"] == "urn:rag:problem:stage-timeout"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_an_upload_needs_no_indexer(doors: Doors) -> None:
+    doors.indexer.replica.clear()
+    assert (await doors.post(json=text_request())).status_code == 202
 
 
 # --- the description ---

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from rag.errors import DeadlineError
+from deployments import ingress, watch
+from rag.errors import DeadlineError, StageError, StageTimeoutError
 from rag.types import Question
 from rag.wire import SearchRequest
-from tests.orchestrator_fakes import orchestrator_over, settings_in
+from tests.orchestrator_fakes import FakeHandle, orchestrator_over, settings_in
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,37 @@ async def test_a_search_that_waits_for_a_place_gets_the_settings_deadline(tmp_pa
                 async with asyncio.timeout(10):
                     with pytest.raises(DeadlineError, match=r"deadline of 0\.05 s passed before one of 1 places"):
                         await orchestrator.search(SearchRequest(query="Why?"))
+
+
+async def test_without_a_retriever_what_tells_of_its_collections_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "TIMEOUT_S", 0.05)
+    retriever = FakeHandle()
+    del retriever.answers["ready"]  # no replica answers anything
+    with orchestrator_over(settings_in(tmp_path), retriever=retriever) as orchestrator:
+        for ask in (orchestrator.info, orchestrator.chat.collections):
+            async with asyncio.timeout(10):
+                with pytest.raises(StageError, match=r"the retriever (went|is) down"):
+                    await ask()
+    assert "index_versions" in retriever.cancelled
+
+
+async def test_a_retriever_that_does_not_answer_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress, "INDEX_VERSIONS_S", 0.05)
+    retriever = FakeHandle()
+    with orchestrator_over(settings_in(tmp_path), retriever=retriever) as orchestrator:
+        for ask in (orchestrator.info, orchestrator.chat.collections):
+            async with asyncio.timeout(10):
+                with pytest.raises(StageTimeoutError, match=r"no answer within 0\.05 s"):
+                    await ask()
+    assert retriever.cancelled == ["index_versions"] * 2
+
+
+async def test_the_collections_are_told_with_their_versions(tmp_path: Path) -> None:
+    retriever = FakeHandle(index_versions={"default": "v1"})
+    with orchestrator_over(settings_in(tmp_path), retriever=retriever) as orchestrator:
+        assert (await orchestrator.info())["index_versions"] == {"default": "v1"}
+        assert list(await orchestrator.chat.collections()) == ["default"]
