@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -30,7 +31,10 @@ class Watch:
         self._down: dict[str, str] = {}
         self._used = {name: asyncio.Event() for name in stages}
         self._scopes: dict[str, set[asyncio.Timeout]] = {name: set() for name in stages}
-        self._tasks = [asyncio.create_task(self._ask(name, ready)) for name, ready in stages.items()]
+        # In a context of their own: Serve cancels what was sent in a request's when that request is cancelled.
+        self._tasks = [
+            asyncio.create_task(self._ask(name, ready), context=contextvars.Context()) for name, ready in stages.items()
+        ]
 
     def states(self) -> dict[str, str]:
         """`ok`, `not asked yet` or why a stage is down, by stage."""
@@ -84,6 +88,8 @@ class Watch:
                 probe.result()
             except RagError as error:
                 self._mark(name, str(error))
+            except asyncio.CancelledError:  # of the probe alone: what cancels this task ends a wait, here there is none
+                self._mark(name, "the call that asks it was cancelled")
             else:
                 self._mark(name, None)
             await asyncio.sleep(PERIOD_S)

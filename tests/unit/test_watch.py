@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 import pytest
@@ -85,6 +86,53 @@ async def test_a_stage_that_is_down_is_refused_and_asked_until_it_is_up() -> Non
             raise AssertionError("the block was entered")
     stage.answer = lambda: None
     await wait_until(lambda: watching.states() == {"stage": "ok"})
+
+
+REQUEST = contextvars.ContextVar("request", default="none")
+
+
+async def test_a_stage_is_asked_in_no_request_s_name() -> None:
+    asked_for: list[str] = []
+
+    async def ready() -> None:
+        asked_for.append(REQUEST.get())
+
+    REQUEST.set("the first one")
+    Watch({"stage": ready})
+    await wait_until(lambda: bool(asked_for))
+    assert set(asked_for) == {"none"}
+
+
+async def test_a_stage_whose_asking_is_cancelled_is_down_and_asked_again() -> None:
+    stage = Stage()
+    watching = Watch({"stage": stage.ready})
+    await wait_until(lambda: watching.states()["stage"] == "ok")
+
+    def cancel() -> None:
+        raise asyncio.CancelledError
+
+    stage.answer = cancel
+    async with watching.unless_down("stage", "rerank"):
+        pass  # a stage in use is asked at once
+    await wait_until(lambda: "cancelled" in watching.states()["stage"])
+    with pytest.raises(StageError, match="the stage is down"):
+        async with watching.unless_down("stage", "rerank"):
+            raise AssertionError("the block was entered")
+    stage.answer = lambda: None
+    await wait_until(lambda: watching.states()["stage"] == "ok")
+
+
+async def test_a_watch_that_is_cancelled_ends() -> None:
+    slow, quick = Stage(), Stage()
+    slow.open.clear()
+    watching = Watch({"slow": slow.ready, "quick": quick.ready})
+    await wait_until(lambda: quick.asked > 0 and slow.asked > 0)
+    for task in watching._tasks:
+        task.cancel()
+    done, _ = await asyncio.wait(watching._tasks, timeout=10)
+    assert {task.cancelled() for task in done} == {True}
+    assert len(done) == 2
+    assert watching.states()["slow"] == NOT_ASKED
 
 
 async def test_a_block_ends_when_its_stage_goes_down() -> None:
