@@ -19,7 +19,7 @@ from ingest.journal import Journal, Recorded, Unfinished
 from ingest.load import Failure, find_files, load_documents
 from ingest.prepare import Outcome, Prepare, Work
 from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher, why_unstorable
-from ingest.recover import count_written, discard, is_gone, reconcile
+from ingest.recover import count_written, discard, is_gone, is_rewrite, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import Equals
@@ -96,8 +96,10 @@ def ingest_documents(
     file which was read no longer holds. `sources` maps resolved paths to the sources that their documents have instead.
 
     A run that is killed anywhere is made good by the next one, whatever paths that is given: it finishes what was being
-    written, and removes what cannot be finished. `say` is told what was found. `reconciled`: the caller has called
-    `reconcile` with the journal since it opened it, which need not list the collection again.
+    written, and removes what cannot be finished. A complete document whose groups or metadata were being changed is
+    not removed: until its file can be read again, each run reports it as failed. `say` is told what was found.
+    `reconciled`: the caller has called `reconcile` with the journal since it opened it, which need not list the
+    collection again.
 
     `prepare` reads the documents; what it leaves to be embedded is given to `embed`. With `prepare_here` memory holds
     the text and chunks of three documents, or of many small ones, and the vectors of two batches. Raises
@@ -117,9 +119,12 @@ def ingest_documents(
                 run.publish(work, outcome)
         publisher.finish()
     for entry in journal.all_unfinished():
-        say(f"{entry.source}: an earlier run was stopped while writing it, and it cannot be finished now; removed")
-        discard(store, collection, journal, entry)
+        if not is_rewrite(store, collection, journal, entry):
+            say(f"{entry.source}: an earlier run was stopped while writing it, and it cannot be finished now; removed")
+            discard(store, collection, journal, entry)
     removed = run.prune(found.folders) if prune else 0
+    for entry in journal.all_unfinished():
+        say(f"{entry.source}: {run.report_unfinished(entry)}")
     failures = (*found.failures, *run.failures)
     return IngestReport(
         added=publisher.added,
@@ -267,6 +272,18 @@ class _Run:
                 self.journal.forget(document.document_id)
                 removed += 1
         return removed
+
+    def report_unfinished(self, entry: Unfinished) -> str:
+        """Why a document could not be given its groups and metadata; a failure, unless its file is one already."""
+        reason = (
+            "an earlier run was stopped while it changed the document's groups or metadata, and it cannot be read now: "
+            "some of its parts have the new ones, others the former; make the file readable and ingest again (send an "
+            f"upload again), or delete it: rag documents delete {entry.document_id} "
+            f"--collection {self.publisher.collection}"
+        )
+        if all(failure.source != entry.source for failure in self.failures):
+            self.failures.append(Failure(entry.source, reason))
+        return reason
 
     def show(self) -> None:
         if self.progress is None:

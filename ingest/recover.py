@@ -54,6 +54,19 @@ def _settle(store: ChunkStore, collection: str, journal: Journal, entry: Unfinis
     journal.finish([(entry, latest.chunks)])
 
 
+def is_rewrite(store: ChunkStore, collection: str, journal: Journal, entry: Unfinished) -> bool:
+    """Whether the rows of a complete revision were being replaced, by the same text with other groups or metadata.
+
+    Such an entry cannot be discarded without the document.
+    """
+    complete = journal.recorded(entry.document_id)
+    if complete is not None:
+        return complete.revision == entry.revision
+    # A journal that was rebuilt lists no revision with rows of two attempts; the first row is written last.
+    this = And((Equals("document_id", entry.document_id), Equals("revision", entry.revision)))
+    return any(True for _ in store.stored_documents(collection, this))
+
+
 def discard(store: ChunkStore, collection: str, journal: Journal, entry: Unfinished) -> None:
     """Removes the rows of an unfinished revision; the document's complete one stays, where those are not its rows."""
     this = Equals("document_id", entry.document_id)
