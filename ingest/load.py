@@ -10,9 +10,10 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -78,27 +79,38 @@ class FoundFiles:
 
 @dataclass(slots=True)
 class _Search:
+    left_out: Collection[Path]
     files: dict[Path, None] = field(default_factory=dict)
     folders: dict[Path, None] = field(default_factory=dict)
     skipped: set[Path] = field(default_factory=set)
     failures: list[Failure] = field(default_factory=list)
 
+    def comes_into(self, path: Path, start: Path) -> bool:
+        """Whether a resolved path lies in a folder that is left out and that the search did not start in."""
+        return any(path.is_relative_to(one) and not start.is_relative_to(one) for one in self.left_out)
 
-def find_files(given: Sequence[str | Path]) -> FoundFiles:
+
+def find_files(given: Sequence[str | Path], left_out: Collection[Path] = ()) -> FoundFiles:
     """The files that paths, folders and globs stand for.
 
     A folder is walked through in sorted order; hidden files and folders are left out, and so are files whose suffix is
     not in SUFFIXES, and links to folders. A name that does not exist is taken as a glob, whose matches count as if each
     had been given. What cannot be found or listed becomes a failure; nothing is raised.
+
+    `left_out` are resolved folders that neither a walk nor a glob comes into from outside; a name that leads into one
+    is taken.
     """
-    search = _Search()
+    search = _Search(left_out)
     for name in given:
-        matches = [Path(name)] if os.path.lexists(name) else _expand(str(name))
-        if not matches:
+        if os.path.lexists(name):
+            _take(Path(name), search)
+        elif matches := _expand(str(name)):
+            start = Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts)).resolve()
+            for match in matches:
+                _take(match, search, start)
+        else:
             reason = "there is no such file or folder, and nothing matches it as a pattern; check the name"
             search.failures.append(Failure(printable(str(name)), reason))
-        for match in matches:
-            _take(match, search)
     files = tuple(search.files)
     return FoundFiles(files, tuple(search.folders), len(search.skipped.difference(files)), tuple(search.failures))
 
@@ -107,9 +119,10 @@ def _expand(pattern: str) -> list[Path]:
     return sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207, Path.glob takes no absolute one
 
 
-def _take(path: Path, search: _Search) -> None:
+def _take(path: Path, search: _Search, start: Path | None = None) -> None:
+    """What a name stands for; `start` is where a glob that matched it begins."""
     resolved = _resolve(path, search)
-    if resolved is None:
+    if resolved is None or (start is not None and search.comes_into(resolved, start)):
         return
     if not os.path.isdir(resolved):  # noqa: PTH112, Path.is_dir raises where the system refuses to look
         search.files[resolved] = None
@@ -117,7 +130,7 @@ def _take(path: Path, search: _Search) -> None:
     search.folders[resolved] = None
     for file in _walk(resolved, search):
         target = _resolve(file, search)
-        if target is not None:
+        if target is not None and not search.comes_into(target, resolved):
             search.files[target] = None
 
 
@@ -135,7 +148,9 @@ def _walk(folder: Path, search: _Search) -> Iterator[Path]:
         search.failures.append(Failure(printable(str(error.filename)), reason))
 
     for parent, folders, names in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not search.comes_into(Path(parent, name), folder)
+        )
         for name in sorted(names):
             if name.startswith("."):
                 continue

@@ -86,7 +86,8 @@ def ingest_documents(
     progress: Callable[[Progress], None] | None = None,
     reconciled: bool = False,
 ) -> IngestReport:
-    """Brings a collection up to date with files, folders and globs; `journal` is that collection's.
+    """Brings a collection up to date with files, folders and globs; `journal` is that collection's. The data directory
+    is no part of a folder or a glob that leads to it from outside.
 
     A document whose bytes are stored already is not parsed again, unless `acl` or `metadata` are given and differ from
     what is stored. Empty ones mean "as stored": a run that does not name groups never opens a document to everyone. A
@@ -106,7 +107,8 @@ def ingest_documents(
     StoreUnavailableError, IndexMismatchError, ModelError and SettingsError; what was published up to there stays, and
     the same call again goes on from it.
     """
-    found = find_files(paths)
+    # Uploads wait there for their jobs, with groups of their own.
+    found = find_files(paths, left_out=(settings.data_dir.resolve(), settings.uploads_dir))
     store.ensure_collection(collection, fingerprint)
     if not reconciled:
         reconcile(store, collection, journal, say)

@@ -360,6 +360,13 @@ def test_an_upload_that_was_being_rewritten_is_finished_under_its_own_name(tmp_p
     assert (documents["upload/a.txt"].acl, documents["upload/a.txt"].metadata) == (("hr",), {"year": 2024})
 
 
+def test_a_folder_that_holds_the_data_directory_is_ingested_without_it(tmp_path: Path, upload: Path) -> None:
+    store, settings = Store(), small_settings().model_copy(update={"data_dir": tmp_path / "data"})
+    (tmp_path / "a.txt").write_text("Hello there.")
+    assert counts(ingest(store, tmp_path, settings=settings)) == (1, 0, 0, 0, 0)
+    assert [one.source for one in store.stored_documents(COLLECTION)] == [str(tmp_path / "a.txt")]
+
+
 def test_pruning_a_folder_that_holds_the_data_directory_leaves_the_uploads(tmp_path: Path, upload: Path) -> None:
     store, settings = Store(), small_settings().model_copy(update={"data_dir": tmp_path / "data"})
     gone = tmp_path / "data" / "gone.txt"

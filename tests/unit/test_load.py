@@ -90,6 +90,20 @@ class TestFindFiles:
         assert found.files == (file,)
         assert [Path(failure.source).name for failure in found.failures] == ["loop.md"]
 
+    def test_a_walk_does_not_come_into_what_is_left_out_and_a_name_does(self, tmp_path: Path) -> None:
+        data, own = tmp_path.resolve() / "data", write(tmp_path / "a.md")
+        left_out = (data, data / "uploads")
+        kept, waiting = write(data / "docs/b.md"), write(data / "uploads/0.md")
+        (tmp_path / "link.md").symlink_to(waiting)
+        write(tmp_path / "data-old/c.md")
+        old = tmp_path.resolve() / "data-old/c.md"
+        assert set(find_files([tmp_path], left_out).files) == {own, old}
+        assert set(find_files([str(tmp_path / "**/*.md")], left_out).files) == {own, old}
+        assert find_files([data], left_out).files == (kept,)
+        assert find_files([str(data / "*/*.md")], left_out).files == (kept,)
+        assert find_files([waiting], left_out).files == (waiting,)
+        assert find_files([data / "uploads"], left_out).files == (waiting,)
+
 
 class TestLoadDocument:
     def test_id_is_of_the_source_and_revision_of_the_bytes(self, tmp_path: Path) -> None:
