@@ -48,6 +48,7 @@ _BLOCK_BYTES = 1024 * 1024
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 # Possessive and atomic: what stands in front is read once, however many comments it has.
 _HTML_OPENING = re.compile(rb"(?is)(?:\s|<\?xml[^>]*+>|(?><!--.*?-->))*+<(?:!doctype\s+html|html|head|body)\b")
+_PDF_OPENING = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,1000}%PDF-")
 _CONTROL_BYTES = bytes(set(range(32)) - {0x08, 0x09, 0x0A, 0x0C, 0x0D, 0x1B})  # not those that terminals' logs hold
 _MOST_CONTROL_FRACTION = 0.02
 _ZIP_OPENING = b"PK\x03\x04"
@@ -279,8 +280,10 @@ def tell_media_type(head: bytes, name: str, tail: bytes = b"") -> str:
 
     Raises DocumentError for a binary one, and for one named as JSON lines whose first line is no object.
     """
-    suffix = SUFFIXES.get(Path(name).suffix.lower(), TEXT)
-    if b"%PDF-" in head[:1024]:
+    known = SUFFIXES.get(Path(name).suffix.lower())
+    suffix = known or TEXT
+    # A PDF may begin with something else; a file that is called a text may speak of PDFs.
+    if _PDF_OPENING.match(head) or (known in (PDF, None) and b"%PDF-" in head[:1024]):
         return PDF
     if head.startswith(_ZIP_OPENING) and (suffix == DOCX or _WORD_PART.search(head) or _WORD_PART.search(tail)):
         return DOCX

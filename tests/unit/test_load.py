@@ -9,6 +9,7 @@ import pytest
 
 from ingest.load import (
     HTML,
+    JSONL,
     MARKDOWN,
     PDF,
     TEXT,
@@ -171,6 +172,12 @@ class TestLoadDocument:
     [
         (b"%PDF-1.7\n\0\1", "report.md", PDF),
         (b"junk\n%PDF-1.4", "report", PDF),
+        (b"junk\n%PDF-1.4", "report.pdf", PDF),
+        (b"\xef\xbb\xbf\r\n%PDF-1.4", "report.txt", PDF),
+        (b"# PDF\n\nIt begins with %PDF-1.7.", "formats.md", MARKDOWN),
+        (b"It begins with %PDF-1.7.", "formats.txt", TEXT),
+        (b"<!doctype html><p>It begins with %PDF-1.7.", "formats.html", HTML),
+        (b'{"id": "1", "text": "It begins with %PDF-1.7."}', "formats.jsonl", JSONL),
         (b"damaged at its start", "report.PDF", PDF),
         (b"\n<!-- saved --><!DOCTYPE html><html>", "page.txt", HTML),
         (b'<?xml version="1.0"?>\n<html xmlns="x">', "page", HTML),
