@@ -67,11 +67,12 @@ async def current_doors() -> DocumentDoors:
 
 
 def upload_limits(settings: ServeSettings) -> dict[str, list[BodyLimit]]:
-    """The bodies that these routes take beyond the others' limits, by path."""
+    """The bodies that these routes take beyond the others' limits, by path. The intake reads them, within its own."""
+    text_setting = "serve.max_text_bytes; a larger text can be sent as a file"
     return {
         UPLOAD_PATH: [
             BodyLimit(MULTIPART, settings.max_upload_bytes, "serve.max_upload_bytes", streamed=True),
-            BodyLimit(JSON, settings.max_text_bytes, "serve.max_text_bytes; a larger text can be sent as a file"),
+            BodyLimit(JSON, settings.max_text_bytes, text_setting, streamed=True),
         ]
     }
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ from deployments.jobs import TEXT_FILE, Job, JobDocument, JobStore
 from deployments.multipart import FILE_FIELD, FormReceiver
 from ingest.load import SUFFIXES
 from rag.document_wire import FileFields, TextRequest, clean_name
-from rag.errors import InputError, OverloadedError, QuotaError, StageError, TooLargeError
+from rag.errors import InputError, MalformedError, OverloadedError, QuotaError, StageError, TooLargeError
 from rag.filters import FieldKind
 from rag.metadata import check_metadata
 from rag.serve_settings import ServeSettings
@@ -29,6 +29,9 @@ from rag.serve_settings import ServeSettings
 Model = TypeVar("Model", bound=BaseModel)
 
 UPLOAD_SOURCE = "upload/"
+# So long a client may send nothing, however long its upload takes: it holds one of `max_uploads` places. What stops for
+# longer has a dead line or waits on purpose.
+SILENCE_S = 30.0
 
 
 class Intake:
@@ -70,7 +73,7 @@ class Intake:
 
     async def _receive_text(self, request: Request, job_id: str, folder: Path) -> Job:
         """One document of the JSON in the body, kept as a row that `ingest` reads."""
-        body = await request.body()
+        body = b"".join([piece async for piece in _pieces(request)])
         self._check_room(job_id, len(body), await asyncio.to_thread(self._jobs.stored_bytes))
         given = await asyncio.to_thread(_validate, lambda: TextRequest.model_validate_json(body))
         check_metadata(given.metadata, self._metadata_fields)
@@ -83,7 +86,7 @@ class Intake:
         stored = await asyncio.to_thread(self._jobs.stored_bytes)
         receiver = FormReceiver(folder, request.headers["content-type"], self._settings.max_upload_files)
         try:
-            async for piece in request.stream():
+            async for piece in _pieces(request):
                 self._check_room(job_id, len(piece), stored)
                 await asyncio.to_thread(receiver.write, piece)
             receiver.finish()
@@ -108,6 +111,22 @@ class Intake:
                 "(setting serve.max_stored_bytes); send this one again when some jobs are done",
                 retry_after_s=30,
             )
+
+
+async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises MalformedError where nothing comes for SILENCE_S, and ClientDisconnect."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise MalformedError(
+                f"nothing of the body came for {SILENCE_S:g} s; send it again without such a pause"
+            ) from error
+        yield piece
 
 
 def _form_values(fields: dict[str, list[str]]) -> dict[str, JsonValue]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments import intake
 from deployments.jobs import JobStore
 from tests.document_doors import (
     BOUNDARY,
@@ -234,6 +236,56 @@ async def test_uploads_at_once_are_limited_and_a_refused_one_does_not_count(tmp_
     go_on.set()
     assert (await first).status_code == 202
     assert (await doors.post(json=text_request())).status_code == 202
+
+
+HEAD = b'--x1x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+JSON_TYPE = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "headers"),
+    [
+        pytest.param([HEAD], FORM, id="form"),
+        pytest.param([HEAD, b"x", b"x"], FORM, id="form_in_its_middle"),
+        pytest.param([], FORM, id="nothing"),
+        pytest.param([b'{"text": "x'], JSON_TYPE, id="json"),
+    ],
+)
+async def test_clients_that_fall_silent_are_refused_and_free_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[bytes], headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(intake, "SILENCE_S", 0.1)
+    doors = Doors(tmp_path, max_uploads=2)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in begun:
+            yield piece
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        for response in await asyncio.gather(*(doors.post(content=pieces(), headers=headers) for _ in range(2))):
+            assert "nothing of the body came for 0.1 s" in check_problem(response, 400)["detail"]
+            assert response.headers["connection"] == "close"
+    assert list(doors.uploads.iterdir()) == []
+    assert (await doors.post(json=text_request())).status_code == 202
+
+
+@pytest.mark.parametrize("headers", [FORM, JSON_TYPE], ids=["form", "json"])
+async def test_a_slow_client_that_goes_on_sending_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(intake, "SILENCE_S", 0.5)
+    doors = Doors(tmp_path)
+    body = HEAD + b"x" * 60 + b"\r\n--x1x--\r\n" if headers is FORM else json.dumps(text_request()).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 12):
+            await asyncio.sleep(0.1)
+            yield body[start : start + 12]
+
+    began = time.monotonic()
+    assert (await doors.post(content=pieces(), headers=headers)).status_code == 202
+    assert time.monotonic() - began > 0.6  # longer than any silence may be
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(doors: Doors) -> None:
