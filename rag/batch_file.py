@@ -15,7 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,7 +134,9 @@ def open_answers(path: Path, rows: Sequence[BatchRow]) -> Iterator[AnswerFile]:
             file, waiting = _take_up(path, file, {row.row_id: row for row in rows})
         yield AnswerFile(path, file, waiting)
     finally:
-        file.close()
+        # Each append has the disk's word for what it wrote: what closing would still write is what one was refused.
+        with suppress(OSError):
+            file.close()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,29 @@ def test_a_second_run_is_refused_while_one_goes_on_also_after_it_replaced_the_fi
 def test_half_a_surrogate_pair_is_written_as_jsons_escape(out: Path, rows: list[BatchRow]) -> None:
     answer_all(out, rows, {**ANSWER, "answer": "half \ud83d of 🙂"})
     assert read(out)["q0"]["answer"] == "half \ud83d of 🙂"
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Sets how large a file of this process may grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_written_stays(
+    out: Path, rows: list[BatchRow], small_disk: Callable[[int], None]
+) -> None:
+    def answer_two() -> None:
+        with open_answers(out, rows) as answers:
+            answers.append([("q0", ANSWER)])
+            small_disk(out.stat().st_size + 10)
+            answers.append([("q1", ANSWER)])
+
+    with pytest.raises(InputError, match=r"out\.jsonl cannot be written \(File too large"):
+        answer_two()
+    small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert answer_all(out, rows) == ["q1", "q2", "q3", "q4"]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, rows: list[BatchRow]) -> None:
