@@ -49,6 +49,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_PORT = 65535
 NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)  # nothing was sent
 _NOBODY = (*NO_CONNECTION, httpx.UnsupportedProtocol, httpx.ProxyError, httpx.InvalidURL)
+_AGAIN = "rag.again"  # of a request, for whoever reads its response
 _JSON, _PROBLEM, _EVENTS = "application/json", "application/problem+json", "text/event-stream"
 
 T = TypeVar("T")
@@ -110,8 +111,13 @@ class Call(Generic[T]):
     retried: bool = True
 
     @contextmanager
-    def request(self, http: httpx.Client | httpx.AsyncClient, url: str, timeout_s: float) -> Iterator[httpx.Request]:
-        """The request to the service at `url`, its files open. Raises InputError for one that cannot be read."""
+    def request(
+        self, http: httpx.Client | httpx.AsyncClient, url: str, timeout_s: float, *, again: bool
+    ) -> Iterator[httpx.Request]:
+        """The request to the service at `url`, its files open; `again`: after one that was answered.
+
+        Raises InputError for a file that cannot be read.
+        """
         with ExitStack() as stack:
             sent: dict[str, Any] = {}
             headers: dict[str, str] = {}
@@ -124,7 +130,13 @@ class Call(Generic[T]):
                 headers["x-request-id"] = _header_value(self.options["request_id"])
             timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
             request = http.build_request(
-                self.method, url + self.path, params=self.params, headers=headers, timeout=timeout, **sent
+                self.method,
+                url + self.path,
+                params=self.params,
+                headers=headers,
+                timeout=timeout,
+                extensions={_AGAIN: again},
+                **sent,
             )
             if (request.url.port or 0) > MAX_PORT:
                 raise httpx.InvalidURL(f"there is no port {request.url.port}")
@@ -182,7 +194,7 @@ def get_document(document_id: str, collection: str, options: CallOptions) -> Cal
 
 def delete_document(document_id: str, collection: str, options: CallOptions) -> Call[None]:
     """`DELETE /documents/{id}`."""
-    return Call("DELETE", f"/documents/{_segment(document_id)}", _read_nothing, options, {"collection": collection})
+    return Call("DELETE", f"/documents/{_segment(document_id)}", _read_deleted, options, {"collection": collection})
 
 
 def list_collections(options: CallOptions) -> Call[list[ListedCollectionBody]]:
@@ -199,7 +211,7 @@ def create_collection(name: str, options: CallOptions) -> Call[CollectionBody]:
 
 def delete_collection(name: str, options: CallOptions) -> Call[None]:
     """`DELETE /collections/{name}`."""
-    return Call("DELETE", f"/collections/{_segment(name)}", _read_nothing, options)
+    return Call("DELETE", f"/collections/{_segment(name)}", _read_deleted, options)
 
 
 def info(options: CallOptions) -> Call[InfoBody]:
@@ -326,9 +338,15 @@ def _read_events(response: httpx.Response) -> EventReader:
     return EventReader(str(response.url))
 
 
-def _read_nothing(response: httpx.Response) -> None:
+def _read_deleted(response: httpx.Response) -> None:
+    """Raises what the response says is wrong.
+
+    That nothing is there is not, once an attempt was answered before: a 503 also tells of a deletion whose end the
+    service did not hear of in time.
+    """
+    gone = response.status_code == 404 and response.request.extensions[_AGAIN]
     if response.status_code != 204:
-        _check(response, (), "")
+        _check(response, (404,) if gone else (), _PROBLEM)
 
 
 def _check(response: httpx.Response, statuses: Sequence[int], media_type: str) -> None:

@@ -4,9 +4,10 @@ What they send and give is rag.wire's and rag.document_wire's. They raise InputE
 for what it would refuse; DeadlineError when time is over; StoreUnavailableError when it is not to be had. Of these
 rag.problems' carry the service's problem object.
 
-A call is made again, at most `max_retries` times and within its `timeout_s`, where nothing can have been done yet: no
-connection could be made, or the service answered 429 or 503 and said by Retry-After how long to wait. `timeout_s` holds
-for all attempts and the waits between them until a response begins; then it is the longest silence within it.
+A call is made again, at most `max_retries` times and within its `timeout_s`, where no connection could be made, or the
+service answered 429 or 503 and said by Retry-After how long to wait. A deletion that is made again after such an answer
+and finds nothing there is done: the attempt before may have done it. `timeout_s` holds for all attempts and the waits
+between them until a response begins; then it is the longest silence within it.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class Client:
         )
         while True:
             try:
-                with call.request(self._http, self._url, attempts.left_s()) as request:
+                with call.request(self._http, self._url, attempts.left_s(), again=attempts.answered) as request:
                     response = self._http.send(request, stream=True)
             except calls.NO_CONNECTION:
                 pause_s = attempts.pause_after_no_connection_s()
@@ -330,7 +331,7 @@ class AsyncClient:
         )
         while True:
             try:
-                with call.request(self._http, self._url, attempts.left_s()) as request:
+                with call.request(self._http, self._url, attempts.left_s(), again=attempts.answered) as request:
                     response = await self._http.send(request, stream=True)
             except calls.NO_CONNECTION:
                 pause_s = attempts.pause_after_no_connection_s()

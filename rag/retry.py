@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from rag.errors import DeadlineError
 
-RETRIED_STATUSES = (429, 503)  # with Retry-After: the service did nothing yet, and says when it may
+RETRIED_STATUSES = (429, 503)  # with Retry-After: the service says when it may do it
 SHORTEST_S = 0.001  # a socket takes no timeout below 0
 CONNECT_PAUSE_S = 0.1  # after the first connection that could not be made, twice that after the next
 LATER_FRACTION = 0.25  # clients that were refused together come back spread over this part of their wait
@@ -40,13 +40,18 @@ def _date(text: str) -> datetime | None:
 
 
 class Attempts:
-    """The attempts at one call: at most `1 + max_retries` of them within `timeout_s`, waits among them."""
+    """The attempts at one call: at most `1 + max_retries` of them within `timeout_s`, waits among them.
+
+    `answered` becomes true with a response that asks for another attempt: unlike a connection that could not be made,
+    it says no more than that the call may not be done.
+    """
 
     def __init__(self, max_retries: int, timeout_s: float, now: Callable[[], float]) -> None:
         self._retries_left = max_retries
         self._now = now
         self._ends_at = now() + timeout_s
         self._connect_pause_s = CONNECT_PAUSE_S
+        self.answered = False
 
     def left_s(self) -> float:
         """Seconds that the next attempt may take; above 0 also where a sleep took longer than was asked."""
@@ -63,7 +68,10 @@ class Attempts:
         if status not in RETRIED_STATUSES:
             return None
         asked_s = retry_after_s(headers, datetime.now(UTC))
-        return None if asked_s is None else self._pause_s(asked_s)
+        if asked_s is None:
+            return None
+        self.answered = True
+        return self._pause_s(asked_s)
 
     def _pause_s(self, least_s: float) -> float | None:
         pause_s = least_s * (1 + LATER_FRACTION * random.random())

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag.errors import DeadlineError, RagError, StoreUnavailableError
-from rag.problems import UnavailableError
+from rag.problems import RefusedError, UnavailableError
 from rag.retry import LATER_FRACTION, Attempts, Looks, retry_after_s
 from tests.client_calls import BOTH, Ask, Time
 from tests.http_fake import INFO, Reply, answered, problem, reply, serving, stream
@@ -143,8 +143,9 @@ def test_nothing_else_is_asked_again(call: Ask, given_reply: Reply) -> None:
 class LateService(Time):
     """A service that starts while its client waits for the second time."""
 
-    def __init__(self) -> None:
+    def __init__(self, **replies: Reply) -> None:
         super().__init__()
+        self.replies = replies
         self.port = 0
         self.started: Any = None
         self.service: Any = None
@@ -154,13 +155,13 @@ class LateService(Time):
     def sleep(self, seconds: float) -> None:
         super().sleep(seconds)
         if len(self.slept) == 2:
-            self.started = serving(self.port, info=reply(INFO))
+            self.started = serving(self.port, **self.replies)
             self.service = self.started.__enter__()
 
 
 @both_clients
 def test_a_connection_that_cannot_be_made_is_tried_again(call: Ask) -> None:
-    late = LateService()
+    late = LateService(info=reply(INFO))
     try:
         assert call(f"http://127.0.0.1:{late.port}", "info", time=late).version == "9.9"
     finally:
@@ -209,6 +210,63 @@ def test_an_upload_whose_connection_breaks_is_not_sent_again(call: Ask) -> None:
     with serving(documents=broken) as service, pytest.raises(StoreUnavailableError, match="broke"):
         call(service.url, "upload_text", "The lamp burns oil.", title="Lamp", source="lamp")
     assert len(service.asked) == 1
+
+
+# --- deleting: an attempt that was answered 503 may have done it ---
+
+DELETIONS = pytest.mark.parametrize(
+    ("method", "arguments", "path"),
+    [("delete_document", ["d1"], "documents/d1"), ("delete_collection", ["docs"], "collections/docs")],
+    ids=["document", "collection"],
+)
+DONE, GONE = Reply(b"", 204), problem(404, "Unknown", "it is not there")
+
+
+@both_clients
+@DELETIONS
+def test_what_an_attempt_that_was_refused_has_deleted_is_deleted(
+    call: Ask, method: str, arguments: list[str], path: str
+) -> None:
+    for last in (DONE, GONE):
+        with serving(**{path: [busy(503), busy(429), last]}) as service:
+            assert call(service.url, method, *arguments) is None
+        assert [head[0] for head in service.heads] == ["DELETE"] * 3
+
+
+@both_clients
+@DELETIONS
+@pytest.mark.parametrize(
+    ("replies", "error"),
+    [
+        pytest.param([GONE], RefusedError, id="at_once"),
+        pytest.param([busy(), Reply(b"", 404, "text/html")], StoreUnavailableError, id="no_problem_of_the_service_s"),
+        pytest.param([busy(), problem(422)], RefusedError, id="refused"),
+        pytest.param([busy(), problem(500)], UnavailableError, id="failed"),
+    ],
+)
+def test_every_other_end_of_a_deletion_is_an_error(
+    call: Ask, method: str, arguments: list[str], path: str, replies: list[Reply], error: type[RagError]
+) -> None:
+    with serving(**{path: list(replies)}) as service, pytest.raises(error):
+        call(service.url, method, *arguments)
+    assert len(service.asked) == len(replies)
+
+
+@both_clients
+def test_what_is_not_there_is_said_after_a_connection_that_could_not_be_made(call: Ask) -> None:
+    late = LateService(**{"documents/d1": GONE})
+    try:
+        with pytest.raises(RefusedError, match="it is not there"):
+            call(f"http://127.0.0.1:{late.port}", "delete_document", "d1", time=late)
+    finally:
+        late.started.__exit__(None, None, None)
+    assert len(late.service.asked) == 1
+
+
+@both_clients
+def test_what_is_not_there_is_said_of_everything_else_that_was_asked_again(call: Ask) -> None:
+    with serving(**{"documents/d1": [busy(), GONE]}) as service, pytest.raises(RefusedError, match="it is not there"):
+        call(service.url, "get_document", "d1")
 
 
 # --- waiting for a job ------------------------------------------------------------------------------------------------
