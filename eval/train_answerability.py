@@ -154,7 +154,7 @@ def span_targets(examples: Sequence[Example], tokens: Any) -> tuple[Any, Any]:
                 for at in places
                 if int(offsets[row, at, 1]) > example.span[0] and int(offsets[row, at, 0]) < example.span[1]
             ]
-            if inside and inside[-1] < int(places[-1]) + 1:
+            if inside and int(offsets[row, inside[-1], 1]) >= example.span[1]:
                 start, end = inside[0], inside[-1]
         starts.append(start)
         ends.append(end)

@@ -196,6 +196,9 @@ def test_span_targets_are_the_answers_tokens(base: str, tmp_path: Path) -> None:
     assert starts.tolist()[1:] == ends.tolist()[1:] == [-100, 0]
     text = training.tokenizer.decode(tokens["input_ids"][2][passage_tokens(tokens)[2]])
     assert text.split()[0] == "elsewhere"
+    # Of "Horace Jones" only the first word and [SEP] have room.
+    cut = encode_pairs(training.tokenizer, [(ROW.question, PASSAGE)], int(starts[0]) + 2)
+    assert [found.tolist() for found in span_targets(made[:1], cut)] == [[-100], [-100]]
 
 
 def test_the_merged_encoder_is_the_one_with_low_rank_changes(base: str, tmp_path: Path) -> None:
