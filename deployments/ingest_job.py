@@ -15,7 +15,7 @@ from ingest.load import Failure, load_documents
 from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
-from ingest.recover import reconcile
+from ingest.recover import collection_made, reconcile
 from ingest.rows import find_rows, read_row
 from rag.config import Settings
 from rag.document_wire import why_refused
@@ -52,8 +52,8 @@ def ingest_job(
     """
     files = {folder / one.file: one for one in job.documents if one.file is not None}
     max_file_bytes = settings.ingest.max_file_bytes
-    store.ensure_collection(job.collection, fingerprint)
-    reconcile(store, job.collection, journal, say)  # from here on the journal knows what is stored
+    with collection_made(store, job.collection, fingerprint, journal):
+        reconcile(store, job.collection, journal, say)  # from here on the journal knows what is stored
     closed: dict[str, str] = {}  # why a document is not taken, by its id
     taken: dict[Path, Path | None] = {}
     for path, document in files.items():

@@ -19,7 +19,7 @@ from ingest.journal import Journal, Recorded, Unfinished
 from ingest.load import Failure, find_files, load_documents
 from ingest.prepare import Outcome, Prepare, Work
 from ingest.publish import Analyze, ChunkStore, EmbedPassages, Publisher, why_unstorable
-from ingest.recover import count_written, discard, is_gone, is_rewrite, reconcile
+from ingest.recover import collection_made, count_written, discard, is_gone, is_rewrite, reconcile
 from rag.config import Settings
 from rag.errors import DocumentError
 from rag.filters import Equals
@@ -109,22 +109,23 @@ def ingest_documents(
     """
     # Uploads wait there for their jobs, with groups of their own.
     found = find_files(paths, left_out=(settings.data_dir.resolve(), settings.uploads_dir))
-    store.ensure_collection(collection, fingerprint)
-    if not reconciled:
-        reconcile(store, collection, journal, say)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
-        publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
-        run = _Run(publisher, fingerprint, settings, progress, found.files, sources or {})
-        left_behind = {path: source for path, source in _unfinished_files(journal) if path not in found.files}
-        with closing(prepare(run.find_works(left_behind, acl, metadata))) as prepared:
-            for work, outcome in prepared:
-                run.publish(work, outcome)
-        publisher.finish()
-    for entry in journal.all_unfinished():
-        if not is_rewrite(store, collection, journal, entry):
-            say(f"{entry.source}: an earlier run was stopped while writing it, and it cannot be finished now; removed")
-            discard(store, collection, journal, entry)
-    removed = run.prune(found.folders) if prune else 0
+    with collection_made(store, collection, fingerprint, journal):
+        if not reconciled:
+            reconcile(store, collection, journal, say)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish") as writer:
+            publisher = Publisher(store, collection, journal, embed, analyze, settings.ingest.embed_batch, writer)
+            run = _Run(publisher, fingerprint, settings, progress, found.files, sources or {})
+            left_behind = {path: source for path, source in _unfinished_files(journal) if path not in found.files}
+            with closing(prepare(run.find_works(left_behind, acl, metadata))) as prepared:
+                for work, outcome in prepared:
+                    run.publish(work, outcome)
+            publisher.finish()
+        for entry in journal.all_unfinished():
+            if not is_rewrite(store, collection, journal, entry):
+                why = "an earlier run was stopped while writing it, and it cannot be finished now"
+                say(f"{entry.source}: {why}; removed")
+                discard(store, collection, journal, entry)
+        removed = run.prune(found.folders) if prune else 0
     for entry in journal.all_unfinished():
         say(f"{entry.source}: {run.report_unfinished(entry)}")
     failures = (*found.failures, *run.failures)

@@ -27,8 +27,11 @@ Analyze = Callable[[str], str]  # text -> its terms, separated by spaces
 class ChunkStore(Protocol):
     """What ingestion needs of a store. Every method may raise StoreUnavailableError."""
 
-    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
-        """Makes the collection if it is not there. Raises IndexMismatchError where it was built differently."""
+    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> bool:
+        """Makes the collection if it is not there; whether it had to.
+
+        Raises IndexMismatchError where it was built differently.
+        """
 
     def stored_documents(self, collection: str, where: Filter | None = None) -> Iterable[StoredDocument]:
         """An entry for each revision whose chunk of ordinal 0 is there, of those that `where` means; None: all."""

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ingest.journal import Journal, Unfinished
 from ingest.publish import ChunkStore, remove_replaced, why_unstorable
+from rag.errors import UnknownCollectionError
 from rag.filters import And, Equals, NotEquals
-from rag.types import Chunk
+from rag.types import Chunk, IndexFingerprint
+
+
+@contextmanager
+def collection_made(
+    store: ChunkStore, collection: str, fingerprint: IndexFingerprint, journal: Journal
+) -> Iterator[None]:
+    """The collection is there for the length of a block, unless somebody deletes it. `journal` is the caller's alone.
+
+    What the journal knows as unfinished of a collection that was deleted is forgotten: one of its name that is made
+    later begins without it. Raises IndexMismatchError.
+    """
+    if store.ensure_collection(collection, fingerprint):
+        _forget_unfinished(journal)
+    try:
+        yield
+    except UnknownCollectionError:
+        _forget_unfinished(journal)
+        raise
+
+
+def _forget_unfinished(journal: Journal) -> None:
+    for entry in journal.all_unfinished():
+        journal.abandon(entry.document_id)
 
 
 def reconcile(store: ChunkStore, collection: str, journal: Journal, say: Callable[[str], None]) -> None:

@@ -74,15 +74,20 @@ class MilvusStore:
 
     # --- collections ---
 
-    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
-        """Makes the collection unless it exists. Raises InputError for a name that Milvus does not take or that is kept
-        for index versions, and IndexMismatchError when its current version has another fingerprint."""
+    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> bool:
+        """Makes the collection unless it exists; whether it had to.
+
+        Raises InputError for a name that Milvus does not take or that is kept for index versions, and
+        IndexMismatchError when its current version has another fingerprint.
+        """
         check_collection_name(name, of_version=self.registry.is_being_built(name))
+        made = False
         try:
             index = self.registry.read(name).ready[0]
         except UnknownCollectionError:
             self.registry.clear(name)
             self._create(name, fingerprint)
+            made = True
             index = self.registry.read(name).ready[0]
         check_fingerprint(name, index.built.fingerprint, fingerprint)
         with self._connection.client(name) as client:
@@ -91,6 +96,7 @@ class MilvusStore:
             if len(client.list_indexes(index.physical, timeout=self._timeout_s)) < len(index.built.indexed_columns):
                 client.create_index(index.physical, build_indexes(index.built), timeout=self._timeout_s, sync=False)
             client.load_collection(index.physical, timeout=self._timeout_s)
+        return made
 
     def fingerprint(self, name: str) -> IndexFingerprint:
         """What the version that is searched was built with. Raises IndexMismatchError when another program made it."""

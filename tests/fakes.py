@@ -83,10 +83,12 @@ class InMemoryStore:
         other._built, other._rows = self._built, self._rows
         return other
 
-    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> None:
+    def ensure_collection(self, name: str, fingerprint: IndexFingerprint) -> bool:
         check_collection_name(name)
+        made = name not in self._built
         check_fingerprint(name, self._built.setdefault(name, fingerprint), fingerprint)
         self._rows.setdefault(name, {})
+        return made
 
     def fingerprint(self, name: str) -> IndexFingerprint:
         if name not in self._built:

@@ -32,8 +32,7 @@ from tests.store_checks import (
 
 
 def test_a_collection_is_made_listed_and_dropped(store: Store) -> None:
-    for _ in range(2):
-        store.ensure_collection("made", FINGERPRINT)
+    assert [store.ensure_collection("made", FINGERPRINT) for _ in range(2)] == [True, False]
     assert "made" in store.collections()
     assert store.fingerprint("made") == FINGERPRINT
     store.drop_collection("made")

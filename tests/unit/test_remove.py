@@ -163,6 +163,31 @@ def test_the_journal_of_somebody_who_ingests_stays(store: InMemoryStore, setting
     assert store.collections() == []
 
 
+def test_what_a_run_was_writing_into_a_deleted_collection_does_not_come_back(settings: Settings, path: Path) -> None:
+    store, writes = InMemoryStore(), 0
+
+    def delete_midway() -> None:
+        nonlocal writes
+        writes += 1
+        if writes == KILLED_AFTER:
+            remove_collection(store, settings, COLLECTION)
+
+    with pytest.raises(UnknownCollectionError):
+        ingest(store, settings, path, before_write=delete_midway)
+    store.ensure_collection(COLLECTION, FINGERPRINT)
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
+
+
+def test_a_collection_that_a_run_has_to_make_holds_nothing_that_a_killed_one_was_writing(
+    store: InMemoryStore, settings: Settings
+) -> None:
+    with unless_ingesting(settings, COLLECTION):  # somebody ingests, and is killed
+        remove_collection(store, settings, COLLECTION)
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
+
+
 def test_a_document_of_a_collection_without_a_journal_is_deleted_and_none_made(
     store: InMemoryStore, settings: Settings
 ) -> None:
