@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ def list_documents(
         # While a revision takes the place of another, both are there.
         if known is None or known.updated_at < document.updated_at:
             latest[document.document_id] = document
-    return sorted((one for one in latest.values() if _may_see(one, groups)), key=_place)
+    return sorted((one for one in latest.values() if may_see(one.acl, groups)), key=_place)
 
 
 def find_document(store: DocumentStore, collection: str, document_id: str, groups: Groups) -> StoredDocument:
@@ -87,8 +87,9 @@ def document_body(document: StoredDocument) -> dict[str, Any]:
     return {name: fields[name] for name in names}
 
 
-def _may_see(document: StoredDocument, groups: Groups) -> bool:
-    return groups is None or not document.acl or not set(document.acl).isdisjoint(groups)
+def may_see(acl: Collection[str], groups: Groups) -> bool:
+    """Whether somebody in these groups may see what `acl` is said of; without any, everyone may."""
+    return groups is None or not acl or not groups.isdisjoint(acl)
 
 
 def _place(document: StoredDocument) -> tuple[str, str]:

@@ -1,18 +1,19 @@
 """Documents and collections removed together with what the journal would still do to them.
 
-A deletion that is killed can be repeated: the journal lets go of a document before the store does, and of a collection
-after it.
+A deletion that is killed can be repeated: the journal lets go of a complete document before the store does, and of
+another one and of a collection after it.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from ingest.documents import DocumentStore, delete_document, find_document
-from ingest.journal import Journal, place_of_journal, unless_ingesting
+from ingest.documents import DocumentStore, delete_document, find_document, may_see
+from ingest.journal import Journal, Unfinished, place_of_journal, unless_ingesting
 from ingest.journal_file import failures_of, remove_file
 from rag.config import Settings
 from rag.errors import UnknownCollectionError
+from rag.filters import Equals
 from rag.types import Groups, StoredDocument
 
 
@@ -28,17 +29,39 @@ def remove_document(
 ) -> StoredDocument:
     """The document that was there; no later run finishes what a killed one was writing of it.
 
-    While somebody ingests into the collection, only its complete revisions go. Raises UnknownDocumentError, also for
-    one that these groups may not see, UnknownCollectionError and SettingsError.
+    That may be all there is of it: no list shows it then, but its parts are found and cited. While somebody ingests
+    into the collection, only complete revisions go. Raises UnknownDocumentError, also for one that these groups may not
+    see, UnknownCollectionError and SettingsError.
     """
     with unless_ingesting(settings, collection) as alone:
-        if alone:
+        identity, path = place_of_journal(settings, collection)
+        if not alone or not path.exists():
+            return delete_document(store, collection, document_id, groups, ingesting=not alone)
+        with Journal(path, identity) as journal:
+            entry = journal.unfinished(document_id)
+            this = Equals("document_id", document_id)
+            if entry is not None and may_see(entry.acl, groups) and not store.stored_documents(collection, this):
+                store.delete(collection, this)
+                journal.forget(document_id)  # last: without its entry nobody would know of rows that are left
+                return _as_stored(entry)
             find_document(store, collection, document_id, groups)
-            identity, path = place_of_journal(settings, collection)
-            if path.exists():
-                with Journal(path, identity) as journal:
-                    journal.forget(document_id)
-        return delete_document(store, collection, document_id, groups, ingesting=not alone)
+            journal.forget(document_id)
+            return delete_document(store, collection, document_id, groups, ingesting=False)
+
+
+def _as_stored(entry: Unfinished) -> StoredDocument:
+    """A document that never was complete, with as many chunks as are there for certain; its title is not known."""
+    return StoredDocument(
+        entry.document_id,
+        entry.source,
+        entry.source,
+        entry.revision,
+        entry.written,
+        None,
+        entry.acl,
+        entry.metadata,
+        entry.updated_at,
+    )
 
 
 def remove_collection(store: CollectionStore, settings: Settings, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from ingest.documents import list_documents
 from ingest.journal import Journal, open_journal, unless_ingesting
+from ingest.load import document_id_of
 from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.remove import remove_collection, remove_document
@@ -45,6 +46,7 @@ def ingest(
     *paths: Path,
     before_write: Callable[[], None] = UNDISTURBED,
     metadata: dict[str, Any] | None = None,
+    acl: Sequence[str] = (),
 ) -> IngestReport:
     with open_journal(settings, COLLECTION, print) as journal:
         return ingest_documents(
@@ -59,6 +61,7 @@ def ingest(
             say=print,
             collection=COLLECTION,
             metadata=metadata,
+            acl=acl,
         )
 
 
@@ -93,6 +96,49 @@ def test_a_document_that_the_caller_may_not_see_is_not_forgotten(store: InMemory
         remove_document(store, settings, COLLECTION, "nobody's", frozenset())
     ingest(store, settings)
     assert list_documents(store, COLLECTION, None) != [document]  # it was finished
+
+
+def half_ingested(settings: Settings, path: Path, **options: Any) -> tuple[InMemoryStore, str]:
+    """A store with the first rows of a document that never was complete, and its id."""
+    store = InMemoryStore()
+    with pytest.raises(Killed):
+        ingest(store, settings, path, before_write=Countdown(KILLED_AFTER), **options)
+    return store, document_id_of(str(path))
+
+
+def test_what_is_there_of_a_document_that_never_was_complete_is_deleted(settings: Settings, path: Path) -> None:
+    store, document_id = half_ingested(settings, path)
+    assert list_documents(store, COLLECTION, None) == []
+    assert len(store.chunks(COLLECTION, document_id)) == KILLED_AFTER
+    deleted = remove_document(store, settings, COLLECTION, document_id, frozenset())
+    assert (deleted.document_id, deleted.source) == (document_id, str(path))
+    assert store.chunks(COLLECTION, document_id) == []
+    ingest(store, settings)
+    assert list_documents(store, COLLECTION, None) == []
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, document_id, None)
+
+
+def test_one_that_the_caller_may_not_see_or_that_is_being_written_is_not(settings: Settings, path: Path) -> None:
+    store, document_id = half_ingested(settings, path, acl=["staff"])
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, document_id, frozenset({"others"}))
+    with unless_ingesting(settings, COLLECTION), pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, document_id, None)
+    assert len(store.chunks(COLLECTION, document_id)) == KILLED_AFTER
+    remove_document(store, settings, COLLECTION, document_id, frozenset({"staff"}))
+    assert store.chunks(COLLECTION, document_id) == []
+
+
+def test_a_hidden_document_is_not_deleted_because_a_change_of_it_would_be_seen(settings: Settings, path: Path) -> None:
+    store = InMemoryStore()
+    ingest(store, settings, path, acl=["staff"])
+    with pytest.raises(Killed):
+        ingest(store, settings, path, before_write=Countdown(KILLED_AFTER), acl=["all"])
+    (document,) = list_documents(store, COLLECTION, None)
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, COLLECTION, document.document_id, frozenset({"all"}))
+    assert list_documents(store, COLLECTION, None) == [document]
 
 
 def test_while_somebody_ingests_only_the_complete_revisions_go(store: InMemoryStore, settings: Settings) -> None:
