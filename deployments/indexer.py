@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import call_stage
-from deployments.ingest_job import ingest_job
+from deployments.ingest_job import ingest_job, undo_job
 from deployments.job_worker import JobWorker
 from deployments.jobs import Job, JobDocument, JobStore
 from deployments.metrics import count, refresh_gauges, set_gauge
@@ -56,7 +56,12 @@ class Indexer:
         lock_file = settings.data_dir / "indexer.lock"
         self._jobs = jobs
         self._worker = JobWorker(
-            jobs, lambda job: self._run_job(job, jobs), self._job_ended, lock_file, settings.serve.keep_jobs_days
+            jobs,
+            lambda job: self._run_job(job, jobs),
+            lambda job: self._undo_job(job, jobs),
+            self._job_ended,
+            lock_file,
+            settings.serve.keep_jobs_days,
         )
         self._thread = threading.Thread(target=self._worker.run, name="jobs", daemon=True)
         self._thread.start()
@@ -151,6 +156,14 @@ class Indexer:
                 settings=self._settings,
                 reported=_note_report,
             )
+
+    def _undo_job(self, job: Job, jobs: JobStore) -> None:
+        """Called by the worker, in its thread."""
+        with (
+            open_store(self._settings, self._fingerprint) as store,
+            open_free_journal(self._settings, job.collection) as journal,
+        ):
+            undo_job(job, jobs.folder(job.job_id), store=store, journal=journal, say=logger.info)
 
     def _job_ended(self, job: Job, state: Literal["done", "failed"]) -> None:
         """Called by the worker, in its thread."""

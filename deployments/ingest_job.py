@@ -15,7 +15,7 @@ from ingest.load import Failure, load_documents
 from ingest.pipeline import IngestReport, ingest_documents
 from ingest.prepare import prepare_here
 from ingest.publish import Analyze, ChunkStore, EmbedPassages
-from ingest.recover import collection_made, reconcile
+from ingest.recover import collection_made, discard, is_rewrite, reconcile
 from ingest.rows import find_rows, read_row
 from rag.config import Settings
 from rag.document_wire import why_refused
@@ -103,6 +103,20 @@ def ingest_job(
         if len(done) + len(failed) > 1:
             within += failed
     return outcomes + within[:MAX_FAILURES]
+
+
+def undo_job(job: Job, folder: Path, *, store: ChunkStore, journal: Journal, say: Callable[[str], None]) -> None:
+    """Removes what a job that is given up was in the middle of writing; the documents that it completed stay.
+
+    `journal` is held by this process alone. One whose groups were being changed stays too, and every later run reports
+    it. Raises StoreUnavailableError, UnknownCollectionError and SettingsError.
+    """
+    if not any(Path(entry.origin).is_relative_to(folder) for entry in journal.all_unfinished()):
+        return
+    reconcile(store, job.collection, journal, say)
+    for entry in journal.all_unfinished():
+        if Path(entry.origin).is_relative_to(folder) and not is_rewrite(store, job.collection, journal, entry):
+            discard(store, job.collection, journal, entry)
 
 
 def _groups_of(loaded: Iterable[Document | Failure], size: int) -> Iterator[list[Document | Failure]]:

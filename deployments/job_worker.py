@@ -28,6 +28,7 @@ MAX_STAGE_WAITS = 2_880  # about a day, for an operator; a stage that is up and 
 PASSING = (StoreUnavailableError, StageError, OverloadedError, ModelError, SettingsError)
 
 RunJob = Callable[[Job], Sequence[JobDocument]]  # what became of each document; raises RagError
+UndoJob = Callable[[Job], None]  # removes what one that is given up left half written; raises RagError
 JobEnded = Callable[[Job, Literal["done", "failed"]], None]
 
 
@@ -51,10 +52,17 @@ class JobWorker:
     """
 
     def __init__(
-        self, jobs: JobStore, run_job: RunJob, ended: JobEnded, lock_file: Path, keep_jobs_days: float
+        self,
+        jobs: JobStore,
+        run_job: RunJob,
+        undo_job: UndoJob,
+        ended: JobEnded,
+        lock_file: Path,
+        keep_jobs_days: float,
     ) -> None:
         self._jobs = jobs
         self._run_job = run_job
+        self._undo_job = undo_job
         self._ended = ended
         self._lock_file = lock_file
         self._keep_jobs_days = keep_jobs_days
@@ -99,14 +107,14 @@ class JobWorker:
             reason = (
                 f"the indexer ended {MAX_ATTEMPTS} times while it read this upload; its log says how. Send it in parts"
             )
-            self._finish(job, "failed", _all_failed(job, reason))
+            self._give_up(job, reason)
             return
         try:
             documents = self._run_job(job)
         except PASSING as error:
             self._wait(job, error)
         except RagError as error:
-            self._finish(job, "failed", _all_failed(job, str(error)))
+            self._give_up(job, str(error))
         else:
             succeeded = any(one.state == "done" for one in documents)
             self._finish(job, "done" if succeeded else "failed", documents)
@@ -116,7 +124,7 @@ class JobWorker:
         wait.stage_errors += isinstance(error, StageError)
         if wait.stage_errors > MAX_STAGE_WAITS:
             reason = f"{error}; tried {wait.stage_errors} times. Send it again when that is mended"
-            self._finish(job, "failed", _all_failed(job, reason))
+            self._give_up(job, reason)
             return
         wait.seconds = min(wait.seconds * 2, LONGEST_WAIT_S) or FIRST_WAIT_S
         wait.until = time.monotonic() + wait.seconds
@@ -125,11 +133,15 @@ class JobWorker:
         # This attempt did not end the process, so it does not count.
         self._jobs.save(replace(job, state="queued", attempts=job.attempts - 1, documents=documents))
 
+    def _give_up(self, job: Job, reason: str) -> None:
+        try:
+            self._undo_job(job)
+        except RagError as error:
+            logger.warning("%s: what it left half written stays until the next ingest: %s", job.job_id, error)
+        documents = [replace(one, state="failed", reason=reason) for one in job.documents if one.file is not None]
+        self._finish(job, "failed", documents)
+
     def _finish(self, job: Job, state: Literal["done", "failed"], documents: Sequence[JobDocument]) -> None:
         self._waits.pop(job.job_id, None)
         self._jobs.finish(job, state, documents)
         self._ended(job, state)
-
-
-def _all_failed(job: Job, reason: str) -> list[JobDocument]:
-    return [replace(one, state="failed", reason=reason) for one in job.documents if one.file is not None]

@@ -1,4 +1,4 @@
-"""A job's files through the real pipeline, without its worker: what rows of an upload may not do."""
+"""A job's files through the real pipeline, without its worker: what its rows may not do, and what is undone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments.ingest_job import ingest_job
+from deployments.ingest_job import ingest_job, undo_job
 from deployments.jobs import Job, JobDocument, JobStore
 from ingest.journal import open_journal
 from ingest.pipeline import IngestReport, ingest_documents
@@ -17,7 +17,7 @@ from ingest.prepare import prepare_here
 from rag.config import Settings
 from rag.types import StoredDocument
 from tests.fakes import InMemoryStore
-from tests.ingest_fakes import COLLECTION, FINGERPRINT, count_words, embed
+from tests.ingest_fakes import COLLECTION, FINGERPRINT, Countdown, DyingStore, Killed, count_words, embed, paragraphs
 from tests.ingest_fakes import small_settings as _settings
 
 
@@ -64,6 +64,15 @@ class Bench:
 
     def send_rows(self, rows: Sequence[dict[str, Any]], **options: Any) -> list[JobDocument]:
         return self.work(self.make_job("upload/rows.jsonl", "\n".join(map(json.dumps, rows)), **options))
+
+    def stop(self, job: Job, writes: int) -> None:
+        """Works on the job until so many rows are written."""
+        with pytest.raises(Killed):
+            self.work(job, store=DyingStore(self.store, Countdown(writes)))
+
+    def undo(self, job: Job) -> None:
+        with open_journal(self.settings, COLLECTION, print) as journal:
+            undo_job(job, self.jobs.folder(job.job_id), store=self.store, journal=journal, say=print)
 
     def documents(self) -> dict[str, StoredDocument]:
         return {one.source: one for one in self.store.stored_documents(COLLECTION)}
@@ -128,3 +137,35 @@ def test_a_second_row_of_a_refused_name_is_not_taken_in_place_of_the_first(bench
     bench.send_rows([*twice, {"id": "y", "text": "Good."}], caller_groups=("mine",))
     assert set(bench.documents()) == {"x", "y"}
     assert bench.text_of("x") == "Hidden."
+
+
+# --- given up ---
+
+
+def test_what_a_job_that_is_given_up_was_writing_goes_and_the_rest_stays(bench: Bench) -> None:
+    bench.work(bench.make_job("upload/a.txt", paragraphs("apples")))
+    before = bench.documents()
+    job = bench.make_job("upload/a.txt", paragraphs("pears"))
+    bench.stop(job, 3)
+    bench.undo(job)
+    assert bench.documents() == before
+    assert "pears" not in bench.text_of("upload/a.txt")
+    new = bench.make_job("upload/b.txt", paragraphs("plums"))
+    bench.stop(new, 3)
+    bench.undo(job)
+    assert len(bench.store._rows[COLLECTION]) > before["upload/a.txt"].chunks  # another job's is left alone
+    bench.undo(new)
+    assert len(bench.store._rows[COLLECTION]) == before["upload/a.txt"].chunks
+
+
+def test_a_document_that_a_job_was_giving_other_groups_stays_when_that_is_given_up(bench: Bench) -> None:
+    bench.work(bench.make_job("upload/a.txt", paragraphs("apples")))
+    job = bench.make_job("upload/a.txt", paragraphs("apples"), acl=("staff",))
+    bench.stop(job, 3)
+    bench.undo(job)
+    bench.jobs.drop_folder(job.job_id)
+    assert bench.documents()["upload/a.txt"].chunks == len(bench.store._rows[COLLECTION])
+    assert bench.ingest().failed == 1
+    bench.work(bench.make_job("upload/a.txt", paragraphs("apples"), caller_groups=("staff",)))
+    assert bench.documents()["upload/a.txt"].acl == ("staff",)
+    assert bench.ingest().failed == 0

@@ -40,6 +40,7 @@ class Bench:
         self.stuck: dict[str, RagError] = {}
         self.reports: list[IngestReport] = []
         self.ends: list[tuple[str, str]] = []
+        self.undone: list[str] = []
 
     def submit(self, files: dict[str, bytes], **job: Any) -> Job:
         job_id = self.jobs.new_id()
@@ -75,11 +76,16 @@ class Bench:
             reported=self.reports.append,
         )
 
+    def undo_job(self, job: Job) -> None:
+        self.undone.append(job.job_id)
+        raise StoreUnavailableError("Milvus is down")
+
     def ended(self, job: Job, state: str) -> None:
         self.ends.append((job.job_id, state))
 
     def worker(self) -> JobWorker:
-        return JobWorker(self.jobs, self.run_job, self.ended, self.data_dir / "indexer.lock", keep_jobs_days=7)
+        lock_file = self.data_dir / "indexer.lock"
+        return JobWorker(self.jobs, self.run_job, self.undo_job, self.ended, lock_file, keep_jobs_days=7)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -258,6 +264,7 @@ def test_a_job_at_which_a_stage_fails_every_time_is_given_up(bench: Bench, monke
     assert job.state == "failed"
     assert "KeyError: bug" in str(job.documents[0].reason)
     assert "4 times" in str(job.documents[0].reason)
+    assert bench.undone == [job.job_id]
     assert "Send it again" in str(job.documents[0].reason)
 
 
@@ -268,6 +275,7 @@ def test_a_job_that_cannot_be_done_fails_with_the_reason_and_the_next_one_runs(b
         assert bench.finish(second).state == "done"
     failed = bench.jobs.find(first.job_id)
     assert (failed.state, failed.documents[0].reason) == ("failed", "built with another embedder")
+    assert bench.undone == [first.job_id]
 
 
 def test_a_job_during_which_the_process_ended_again_and_again_is_given_up(bench: Bench) -> None:
@@ -278,6 +286,7 @@ def test_a_job_during_which_the_process_ended_again_and_again_is_given_up(bench:
         job = bench.finish(submitted)
     assert job.state == "failed"
     assert f"{MAX_ATTEMPTS} times" in str(job.documents[0].reason)
+    assert bench.undone == [job.job_id]
     assert not bench.jobs.folder(job.job_id).exists()
 
 
