@@ -20,6 +20,9 @@ from rag.types import Groups, StoredDocument
 class CollectionStore(Protocol):
     """What is needed of a store here."""
 
+    def collections(self) -> list[str]:
+        """The names of all collections."""
+
     def drop_collection(self, name: str) -> None:
         """Removes the collection with all that is in it. Raises UnknownCollectionError."""
 
@@ -33,8 +36,10 @@ def remove_document(
     into the collection, only complete revisions go. Raises UnknownDocumentError, also for one that these groups may not
     see, UnknownCollectionError and SettingsError.
     """
+    identity, path = place_of_journal(settings, collection)
+    if not path.exists():
+        find_document(store, collection, document_id, groups)  # a lock makes a file, which stays
     with unless_ingesting(settings, collection) as alone:
-        identity, path = place_of_journal(settings, collection)
         if not alone or not path.exists():
             return delete_document(store, collection, document_id, groups, ingesting=not alone)
         with Journal(path, identity) as journal:
@@ -69,6 +74,8 @@ def remove_collection(store: CollectionStore, settings: Settings, name: str) -> 
 
     Raises UnknownCollectionError, after a journal that was left is gone, and SettingsError.
     """
+    if not place_of_journal(settings, name)[1].exists() and name not in store.collections():
+        raise UnknownCollectionError(name)  # before a lock is made for it: that is a file, which stays
     with unless_ingesting(settings, name) as alone:
         try:
             store.drop_collection(name)

@@ -234,6 +234,25 @@ def test_a_collection_that_a_run_has_to_make_holds_nothing_that_a_killed_one_was
     assert list_documents(store, COLLECTION, None) == []
 
 
+def test_what_is_not_there_is_not_locked(settings: Settings) -> None:
+    store = InMemoryStore()
+    store.ensure_collection("known", FINGERPRINT)
+    with pytest.raises(UnknownCollectionError):
+        remove_document(store, settings, "nowhere", "some id", None)
+    with pytest.raises(UnknownCollectionError):
+        remove_collection(store, settings, "nowhere")
+    with pytest.raises(UnknownDocumentError):
+        remove_document(store, settings, "known", "some id", None)
+    assert not settings.data_dir.exists()
+
+
+def test_a_collection_that_nobody_ingested_into_is_deleted(settings: Settings) -> None:
+    store = InMemoryStore()
+    store.ensure_collection(COLLECTION, FINGERPRINT)
+    remove_collection(store, settings, COLLECTION)
+    assert store.collections() == []
+
+
 def test_a_document_of_a_collection_without_a_journal_is_deleted_and_none_made(
     store: InMemoryStore, settings: Settings
 ) -> None:
