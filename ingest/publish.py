@@ -45,8 +45,11 @@ class ChunkStore(Protocol):
     def upsert(self, collection: str, rows: Sequence[StoredChunk]) -> None:
         """Rows by chunk id, replacing; a search that starts afterwards sees them."""
 
-    def delete(self, collection: str, where: Filter) -> None:
-        """Every row that matches; a search that starts afterwards sees none of them."""
+    def delete(self, collection: str, where: Filter, *, everywhere: bool = True) -> None:
+        """Every row that matches; a search that starts afterwards sees none of them.
+
+        Not `everywhere`: an old index version that is kept keeps its rows.
+        """
 
 
 def why_unstorable(facts: Document | Unfinished) -> str | None:
@@ -63,10 +66,13 @@ def why_unstorable(facts: Document | Unfinished) -> str | None:
 
 def remove_replaced(store: ChunkStore, collection: str, entry: Unfinished, chunks: int) -> None:
     """Removes the rows that a complete revision of so many chunks takes the place of: those of other revisions, those
-    that the same one had when it was split into more, and those of where it moved from."""
+    that the same one had when it was split into more, and those of where it moved from.
+
+    A version that is kept holds the document as it was, in chunks of its own: they stay.
+    """
     this = Equals("document_id", entry.document_id)
     replaced = Or((NotEquals("revision", entry.revision), Compare("ordinal", ">=", chunks)))
-    store.delete(collection, And((this, replaced)))
+    store.delete(collection, And((this, replaced)), everywhere=False)
     if entry.moved_from is not None:
         store.delete(collection, Equals("document_id", entry.moved_from))
 

@@ -48,7 +48,8 @@ def reconcile(store: ChunkStore, collection: str, journal: Journal, say: Callabl
     if not journal.trusted or disagreement.unknown:
         superseded = journal.load_rows(store.every_chunk(collection))
         for document_id, revision in superseded:
-            store.delete(collection, And((Equals("document_id", document_id), Equals("revision", revision))))
+            this = And((Equals("document_id", document_id), Equals("revision", revision)))
+            store.delete(collection, this, everywhere=False)
         documents, broken = journal.trust(superseded), len(journal.all_unfinished())
         if documents or broken:
             why = journal.fault or f"does not know {disagreement.unknown} documents of the store"
@@ -100,7 +101,7 @@ def discard(store: ChunkStore, collection: str, journal: Journal, entry: Unfinis
         store.delete(collection, this)
         journal.forget(entry.document_id)
     else:
-        store.delete(collection, And((this, NotEquals("revision", complete.revision))))
+        store.delete(collection, And((this, NotEquals("revision", complete.revision))), everywhere=False)
         journal.abandon(entry.document_id)
 
 

@@ -4,8 +4,8 @@
     copy      what the current version holds and the new one lacks; the collection is used as before
     switch    writes are refused, what changed meanwhile is copied, the new version becomes current
 
-The old version is kept for services that still run with its embedder, until it is dropped. It takes no new documents;
-a deleted one goes from it too.
+The old version is kept for services that still run with its embedder, until it is dropped. It takes no new documents,
+and keeps one that is replaced as it was; a deleted one goes from it too.
 """
 
 from __future__ import annotations

@@ -128,9 +128,13 @@ class MilvusStore:
             with self._connection.client(collection) as client:
                 client.upsert(index.physical, columns[start : start + UPSERT_ROWS], timeout=self._timeout_s)
 
-    def delete(self, collection: str, where: Filter) -> None:
-        """Removes the chunks that the filter means, from every version: nobody finds them any more."""
-        for index in self._writable(collection):
+    def delete(self, collection: str, where: Filter, *, everywhere: bool = True) -> None:
+        """Removes the chunks that the filter means, from every version: nobody finds them any more.
+
+        Not `everywhere`: only from the current version, for rows that it alone has, as other chunks of a document.
+        """
+        indexes = self._writable(collection)
+        for index in indexes if everywhere else indexes[:1]:
             with self._connection.client(collection) as client:
                 client.delete(index.physical, filter=compile_filter(where), timeout=self._timeout_s)
 

@@ -108,7 +108,7 @@ class InMemoryStore:
             encode_row(row, built)
         self._rows[collection].update({row.chunk.chunk_id: row for row in rows})
 
-    def delete(self, collection: str, where: Filter) -> None:
+    def delete(self, collection: str, where: Filter, *, everywhere: bool = True) -> None:
         self.fingerprint(collection)
         compile_filter(where)  # refuses what the real store refuses
         kept = {name: row for name, row in self._rows[collection].items() if not matches(where, row)}

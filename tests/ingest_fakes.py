@@ -135,9 +135,9 @@ class DyingStore:
             self._countdown()
             self._store.upsert(collection, [row])
 
-    def delete(self, collection: str, where: Filter) -> None:
+    def delete(self, collection: str, where: Filter, *, everywhere: bool = True) -> None:
         self._countdown()
-        self._store.delete(collection, where)
+        self._store.delete(collection, where, everywhere=everywhere)
 
 
 class DyingJournal(Journal):

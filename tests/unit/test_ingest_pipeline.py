@@ -68,9 +68,9 @@ class SpyStore(Store):
         self.writes.append(("upsert", tuple((row.source, row.chunk.ordinal) for row in rows)))
         super().upsert(collection, rows)
 
-    def delete(self, collection: str, where: Filter) -> None:
+    def delete(self, collection: str, where: Filter, *, everywhere: bool = True) -> None:
         self.writes.append(("delete", where))
-        super().delete(collection, where)
+        super().delete(collection, where, everywhere=everywhere)
 
 
 def test_a_folder_is_added_once(folder: Path) -> None:
