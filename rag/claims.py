@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from rag.quantities import Quantity, claimed_quantities, is_backed, is_identifier, is_unit, passing_quantities
+from rag.types import Span
 
 Terms = Callable[[str], list[str]]  # a text's content words, analysed: stems, Korean morphemes
 Clause = tuple[frozenset[str], bool]  # its terms, whether it negates
@@ -39,6 +40,7 @@ _VERBS = words("is was are were has had have will did does can could would may m
 # A name of this many letters may carry a suffix of that many.
 _SUFFIXED_LETTERS = 4
 _SUFFIX_LETTERS = 3
+_DENIED_CHARS = 200  # behind a negation that are read for what it denies
 
 # A Korean word is a noun where one of these, or nothing, follows it.
 _PARTICLE = (
@@ -56,15 +58,16 @@ _PLAIN_NOUNS = words("""
 _NEGATION = re.compile(
     r"\b(?:not|cannot|never|no|none|nor|neither|without|nothing|nobody|nowhere|unable)\b|n['’]t\b"
     r"|않|(?<![잘연])못|없(?![애앴앨])|아니|아닌|아닙|아닐|(?<![가-힣])안\s(?=[가-힣])|지\s?마(?:세요|십시오|라|시오)|말아야"
-    r"|불가(?![가-힣]*[피침분결]|사의|리)|불필요(?:합니다|하다|하며|하고)|제외(?:합니다|됩니다|한다|된다|하며|되며|함|됨)",
+    r"|(?<![환지선후완])불가(?![피침분결역리]|항력|사의|사리)|불필요(?:합니다|하다|하며|하고)|제외(?:합니다|됩니다|한다|된다|하며|되며|함|됨)",
     re.IGNORECASE,
 )
 # What these leave out: in English it stands behind them, in Korean before them.
 _EXCEPT = re.compile(
     r"\b(?:except(?:ing)?(?: for)?|excluding|other than|with the exception of)\b([^,.;:()]*)", re.IGNORECASE
 )
-_KOREAN_EXCEPT = re.compile(r"((?:\S+\s+){0,3}\S+)\s(?:제외(?:한|하고|하면|하고는)|빼고|빼면)(?![가-힣])")
+_KOREAN_EXCEPT = re.compile(r"(?<!\S)((?:\S+\s+){0,3}\S+)\s(?:제외(?:한|하고|하면|하고는)|빼고|빼면)(?![가-힣])")
 _KOREAN_TOPIC = re.compile(r".*(?:[은는이가,]|에서|에는)\s")
+_LEFT_OUT = re.compile(r"exclud|except|apart from|other than|besides|제외|빼고|빼면|외에", re.IGNORECASE)
 _NOT_THIS = re.compile(r"\s*not\s", re.IGNORECASE)
 # 불가능, 비회원, 미포함, 무제한: the analysis gives such a word, and beside it what it negates.
 _PREFIXES = "불비미무"
@@ -272,15 +275,21 @@ def _clauses(text: str, found: frozenset[str], terms: Terms) -> tuple[Clause, ..
 def _denied(text: str, terms: Terms) -> Iterator[str]:
     plain = _NO_NEGATION.sub(" ", text)
     for found in _NEGATION.finditer(plain):
-        yield from terms(_CLAUSE_END.split(plain[found.end() :])[0])[:1]
+        behind = plain[found.end() : found.end() + _DENIED_CHARS]
+        yield from terms(_CLAUSE_END.split(behind, maxsplit=1)[0])[:1]
 
 
 def _excluded(text: str, terms: Terms) -> frozenset[str]:
-    """Terms that stand in what a text leaves out, and nowhere else in it."""
-    left_out = [found.span(1) for found in _EXCEPT.finditer(text)]
-    for found in _KOREAN_EXCEPT.finditer(text) if _HANGUL.search(text) else ():
-        topic = _KOREAN_TOPIC.match(found.group(1))
-        left_out.append((found.start(1) + (topic.end() if topic else 0), found.end(1)))
+    """Terms that stand in what a text leaves out, and nowhere else in it.
+
+    What is left out of a negation ("nobody but the manager") is affirmed: not where the text negates otherwise.
+    """
+    left_out = list[Span]()
+    if not _NEGATION.search(_NO_NEGATION.sub(" ", text)):
+        left_out = [found.span(1) for found in _EXCEPT.finditer(text)]
+        for found in _KOREAN_EXCEPT.finditer(text) if _HANGUL.search(text) else ():
+            topic = _KOREAN_TOPIC.match(found.group(1))
+            left_out.append((found.start(1) + (topic.end() if topic else 0), found.end(1)))
     ends = [0, *(found.end() for found in _CLAUSE_END.finditer(text)), len(text)]
     left_out += [
         (start, end) for start, end in pairwise(ends) if _NOT_THIS.match(_NO_NEGATION.sub(" ", text[start:end]))
@@ -295,15 +304,18 @@ def _excluded(text: str, terms: Terms) -> frozenset[str]:
 
 
 def _negation_differs(sentence: Claims, quote: Claims, question: Claims) -> bool:
-    leaves_out = bool(sentence.terms & quote.excluded)
-    asked_for = question.negated or _EXCEPT.search(question.text) is not None or "제외" in question.text
+    # Something is said of what is left out: more than that it is.
+    leaves_out = bool(sentence.terms & quote.excluded) and bool(sentence.terms & quote.terms - quote.excluded)
+    asked_for = question.negated or _LEFT_OUT.search(question.text) is not None
     if not sentence.negated:
-        if leaves_out and not sentence.excluded:
+        if sentence.terms <= quote.excluded and not asked_for:
+            return bool(sentence.terms)
+        if leaves_out and not _LEFT_OUT.search(sentence.text):
             return not asked_for or not sentence.terms <= quote.excluded
         differs = quote.negated and _nearest_negates(sentence.terms, quote.clauses)
         return differs and (not asked_for or _asserts(sentence, quote))
     if not quote.negated:
-        return not leaves_out
+        return not all(terms & quote.excluded for terms, negates in sentence.clauses if negates)
     return not all(_nearest_negates(terms, quote.clauses) for terms, negates in sentence.clauses if negates)
 
 

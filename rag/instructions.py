@@ -21,7 +21,8 @@ _LLM = (
     r"(?:\b(?:AIs?|artificial intelligences?|(?:large )?language models?|LLMs?|chat ?bots?|ChatGPT)"
     r"(?: (?:assistants?|models?|agents?|systems?))?\b"
     # not the administrative assistants, and no assistant professor
-    r"|(?:(?<!.)|(?<=[.:;!?(] )|(?<=\bthe )|(?<=\ban )|(?<=\bany )|(?<=\ball )|(?<=\bevery )|(?<=\bdear ))"
+    r"|(?:(?<!.)|(?<=[.:;!?(] )|(?<=\bthe )|(?<=\ban )|(?<=\bany )|(?<=\ball )|(?<=\bevery )|(?<=\bdear )|(?<=\bto )"
+    r"|(?<=\bfor )|(?<=\bhey )|(?<=, )|(?<=\()|(?<=\bhelpful )|(?<=\bvirtual ))"
     r"assistants?\b(?! (?:professor|manager|director|coach|editor|secretary|principal|teacher|librarian|attorney)))"
 )
 _FORMER = (
@@ -41,7 +42,9 @@ _LLM_CUES = "ai intelligence model llm bot assistant chatgpt"
 _ORDERED = r"(?:^|[.:;,!>|#\"'“‘(\[*-] ?|\b(?:and|then|now|please|kindly|must|should|shall|just|only|to|is) )"
 _ON = r"[^.?!]{0,300}"  # further on in the sentence
 # What says what is to be answered, behind the order to do so.
-_CONTENT = r"(?: (?:only )?(?:with|that|by saying|as follows|in the affirmative|yes|no)\b|:| ?[\"'“‘«]| (?-i:[A-Z0-9]))"
+_CONTENT = (
+    r"(?: (?:only )?(?:with|that|by saying|as follows|in the affirmative|yes|no)\b|:| ?[\"'“‘«]| (?-i:[A-Z0-9])\w*)"
+)
 _TO_EVERY = r"(?:any|every|all|each) (?:\w+ )?questions?\b"
 _QUESTIONED = r"\b(?:when(?:ever)?|if) (?:\w+ ){0,3}?(?:asks?|asked|wants? to know)\b"
 # Each rule with the lower-case letters of which a text has to hold some before the rule is tried: rules are slow.
@@ -80,7 +83,7 @@ _ENGLISH = (
     ("now longer", rf"\byou(?:['’]re| are) (?:now|no longer) {_ON}(?:{_LLM}|\bDAN\b|\brestrict|\bunrestricted)"),
     (
         "from",
-        r"\bfrom now on,? (?:you (?:(?:are|will be) (?:an?|the|my|our|called|named|(?-i:[A-Z]))"
+        r"\bfrom now on,? (?:you (?:(?:are|will be) (?:an?|the|my|our|called|named|(?-i:[A-Z])\w*)"
         r"|answer|reply|respond|speak)\b|answer|reply|respond|act|speak)\b"
         r"|\b(?:act|speak|answer|reply|respond)\b[^.?!]{0,300}\bfrom now on\b",
     ),
@@ -114,7 +117,7 @@ _ENGLISH = (
         "ask want",
         rf"{_QUESTIONED}{_ON}[,:] (?:(?:you |please |always |just |should |must |only )*"
         rf"(?:say\b|(?:answer|reply|respond){_CONTENT})"
-        r"|the \w+ (?:\w+ )?to (?:write|say|answer|reply) is)\b",
+        r"|the \w+ (?:\w+ )?to (?:write|say|answer|reply) is\b)",
     ),
     ("question", r"\b(?:reader|user)['’]s question (?:must|should|has to|is to) be (?:sent|added|appended|written)\b"),
     ("asked", r"\bwhatever (?:is|was|you are) asked\b"),
@@ -177,7 +180,7 @@ _KOREAN = (
 # A letter's last line, and no order to a language model.
 _MAY_IGNORE = re.compile(
     r"\bif you (?:have|had|already|do|did) [^.?!]{0,120}, (?:please )?(?:ignore|disregard) (?:this|these|those) "
-    r"(?:instructions?|guidance|documents?)\b",
+    r"(?:instructions?|guidance|documents?)(?=\s*(?:[.!)]|$))",
     re.IGNORECASE,
 )
 _TOKENS = (

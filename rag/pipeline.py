@@ -316,8 +316,8 @@ class Flow:
         return grounded, bool(adds) and answers_question(grounded, relevance, self.settings.grounding)
 
     def _stands_in(self, text: str, quote: Quote | None) -> bool:
-        """Whether a quote holds every word of a sentence."""
-        return quote is not None and set(self.steps.terms(text)) <= set(self.steps.terms(quote.text))
+        """Whether a sentence is the quote, word for word."""
+        return quote is not None and self.steps.terms(text) == self.steps.terms(quote.text)
 
     def _send(self, sentences: list[Grounded]) -> list[Event]:
         assert self.evidence is not None

@@ -59,7 +59,7 @@ _UNITS = _forms("""
     ₩: ₩ won krw 원
     €: € euro euros eur 유로
     £: £ gbp
-    ¥: ¥ yen jpy 엔
+    ¥: ¥ yen jpy
 """)
 _SCALES = {
     "hundred": 2,
@@ -78,6 +78,7 @@ _ONES = _numbered("one two three four five six seven eight nine", first=1)
 _TENS = _numbered("twenty thirty forty fifty sixty seventy eighty ninety", first=20, step=10)
 _TEENS = _numbered("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen", first=10)
 _ORDINALS = _numbered("first second third fourth fifth sixth seventh eighth ninth tenth", first=1)
+_JOINED_ORDINALS = tuple(word for word in _ORDINALS if word != "second")  # thirty-second is half a minute
 _PASSING = _ORDINALS | {"once": 1, "twice": 2}
 _SPELLED = _ONES | _TENS | _TEENS | _PASSING | {"zero": 0}
 _KOREAN_TENS = {
@@ -99,11 +100,13 @@ _KOREAN_NUMBERS = {
 # "one" and "zero" are rarely counts.
 _LEAST_CLAIMED = 2
 
+_LAST = "|".join((*_ONES, *_JOINED_ORDINALS))
+
 # two, twenty-five, two hundred and five; or twenty-first, which is said in passing, as "once" is
 _SPELLED_NUMBER = re.compile(
     rf"\b(?:(?P<hundreds>{'|'.join(_ONES)}|a)[ -]hundred(?: and)?(?![\w-]| (?:and )?(?:{'|'.join(_SPELLED)})\b)"
     rf"|(?:(?P<more>{'|'.join(_ONES)}|a)[ -]hundred (?:and )?)?"
-    rf"(?:(?P<tens>{'|'.join(_TENS)})[ -](?P<last>{'|'.join((*_ONES, *_ORDINALS))})|(?P<word>{'|'.join(_SPELLED)})))\b",
+    rf"(?:(?P<tens>{'|'.join(_TENS)})(?:-| (?=[a-z]+\b(?!-)))(?P<last>{_LAST})|(?P<word>{'|'.join(_SPELLED)})))\b",
     re.IGNORECASE,
 )
 _KOREAN_NUMBER = re.compile(
@@ -112,12 +115,15 @@ _KOREAN_NUMBER = re.compile(
 )
 # 1만 5천, 3억 5천만, 2백5십, 1만 5000: what is added up
 _KOREAN_SUM = re.compile(
-    r"(?<![A-Za-z0-9_.,])\d[\d,]*(?:\.\d+)?\s?[십백천만억조]+(?:\s?\d[\d,]*\s?[십백천만억조]+)*(?:\s?\d[\d,]*)?"
+    r"(?<![A-Za-z0-9_.,])\d[\d,]*(?:\.\d+)?\s?[십백천만억조]+(?:\s?\d[\d,]*\s?[십백천만억조]+)*"
+    r"(?:(?<!조)\s?\d[\d,]*)?"
     r"(?=\s?(?:원|명|개|년|달러|유로|엔|위안|톤|곳|건|마리|대|권|회|배|평|여|시간|킬로|미터|그램|리터)|[^가-힣\d]|$)"
 )
 _KOREAN_PART = re.compile(r"(\d[\d,]*(?:\.\d+)?)|([십백천])|([만억조])")
 _KOREAN_SMALL = {"십": 10, "백": 100, "천": 1000}
 _DIGITS = re.compile(r"(?<![A-Za-z0-9_.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![.,]?\d)")
+_NEAR_CHARS = 40  # beside a number that are read for its sign and its unit
+_ORDINAL = re.compile(r"(?<![가-힣])제\s?$")  # 제10조, an article
 _MINUS = re.compile(r"(?:^|[\s(=])[-−]$")
 _CURRENCY = re.compile(r"([$€₩£¥])\s?$")
 _UNIT = re.compile(r"(?:\s|-)?([AaPp]\.[Mm](?=\.)|[A-Za-z]+\b)|\s?([%％€₩£¥])|\s?([가-힣]+)")
@@ -128,14 +134,21 @@ _GLUED_ENDINGS = frozenset({"st", "nd", "rd", "th", "s"})
 def claimed_quantities(text: str) -> Iterator[Quantity]:
     """Numbers in digits, English cardinals from "two" on, Korean counts ("두 개"). Identifiers (135M, v2) are none."""
     for found in _KOREAN_SUM.finditer(text):
-        if (total := _add_up(found.group())) is not None:
-            yield _measured(total, text[found.end() :])
+        before = _near_before(text, found)
+        total = None if _ORDINAL.search(before) else _add_up(found.group())
+        if total is not None:
+            value, unit = _measured(total, text[found.end() :])
+            currency = _CURRENCY.search(before)
+            yield value, currency.group(1) if currency else unit
             text = f"{text[: found.start()]}{' ' * len(found.group())}{text[found.end() :]}"
     for found in _DIGITS.finditer(text):
-        before, after = text[: found.start()], text[found.end() :]
+        before, after = _near_before(text, found), text[found.end() : found.end() + _NEAR_CHARS]
         if is_identifier(after):
             continue
         value = Decimal(found.group().replace(",", ""))
+        if _ORDINAL.search(before):
+            yield value, ""
+            continue
         value, unit = _measured(-value if _MINUS.search(before) else value, after)
         currency = _CURRENCY.search(before)
         yield value, currency.group(1) if currency else unit
@@ -159,6 +172,10 @@ def is_backed(quantity: Quantity, said: frozenset[Quantity]) -> bool:
     return any(value == other and (unit == has or not unit or not has) for other, has in said)
 
 
+def _near_before(text: str, found: re.Match[str]) -> str:
+    return text[max(found.start() - _NEAR_CHARS, 0) : found.start()]
+
+
 def _spelled(text: str) -> Iterator[tuple[int, bool, int]]:
     """Value, whether it is said in passing ("first", "twice"), and the end of each number in English words."""
     for found in _SPELLED_NUMBER.finditer(text):
@@ -169,10 +186,11 @@ def _spelled(text: str) -> Iterator[tuple[int, bool, int]]:
 
 
 def _add_up(text: str) -> Decimal | None:
-    """The sum that a Korean number of several parts is; None for one of a single part."""
+    """The sum that a Korean number of several parts is; None for one of a single part, and for a list (5만 10만)."""
     if len(re.findall(r"\d[\d,]*", text)) == 1 and not re.search("[십백]", text):
         return None
     total = section = Decimal(0)
+    least = max(_SCALES.values()) + 1
     number: Decimal | None = None
     for digits, small, large in _KOREAN_PART.findall(text):
         if digits:
@@ -181,7 +199,10 @@ def _add_up(text: str) -> Decimal | None:
             section += (1 if number is None else number) * _KOREAN_SMALL[small]
             number = None
         else:
-            total += (section + (number or 0) or 1) * 10 ** _SCALES[large]
+            if _SCALES[large] >= least:
+                return None
+            least = _SCALES[large]
+            total += (section + (number or 0) or 1) * 10**least
             section, number = Decimal(0), None
     return total + section + (number or 0)
 

@@ -15,15 +15,16 @@ _MARKER_NUMBER = re.compile(r"\d+")
 _CODE_SPAN = re.compile(r"(`[^`]*`)")
 _LEADING_MARK = re.compile(r"^\s*(?:>\s*|#{1,6}\s+|[-*+•]\s+|\d{1,3}[.)]\s+(?=\S))+")
 _QUOTED_LINE = re.compile(r"^[ \t]*>[ \t]?", re.MULTILINE)
-_EMPHASIS = re.compile(r"(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
+_EMPHASIS = re.compile(r"(?<!\d)\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*(?:\s\"[^\"]*\")?\)")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>")
 # Others are placeholders and types: <PATH>, List<String>.
 _TAG = re.compile(
     r"</?(?:a|abbr|b|bdi|bdo|blockquote|br|caption|center|cite|code|dd|del|details|dfn|div|dl|dt|em|figcaption|figure|font"
     r"|h[1-6]|hr|i|iframe|img|ins|kbd|li|mark|nobr|object|ol|p|pre|q|rp|rt|ruby|s|samp|script|small|span|strike|strong"
-    r"|style|sub|summary|sup|svg|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|var|wbr)"
-    r"(?:\s[^<>]*)?/?>",
+    r"|style|sub|summary|sup|svg|table|tbody|td|tfoot|th|thead|tr|tt|u|ul|var|wbr"
+    r"|section|nav|aside|header|footer|main|article|button|col|colgroup|video|audio|canvas|fieldset|legend|form|select"
+    r"|option|textarea|source(?=\s)|title(?=\s)|time(?=\s)|label(?=\s)|input(?=\s))(?:\s[^<>]*)?/?>|</(?:title|time|label)>",
     re.IGNORECASE,
 )
 

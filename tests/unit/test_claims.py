@@ -141,6 +141,11 @@ def test_what_a_negated_question_asks_for_is_named_and_not_asserted(
         ("회원은 상품을 받습니다.", "회원은 기프트 카드를 빼고 모든 상품을 받습니다.", None),
         ("기프트 카드는 환불되지 않습니다.", "기프트 카드를 제외한 모든 상품은 환불됩니다.", None),
         ("It keeps new versions.", "It keeps not only old but new versions.", None),
+        ("Tax is excluded.", "The price is 100, excluding tax.", None),
+        ("Apart from gift cards, all items are refundable.", "All items are refundable except gift cards.", None),
+        ("No items are refundable, and gift cards neither.", "All items are refundable except gift cards.", "negation"),
+        ("Only the manager can approve it.", "No one other than the manager can approve it.", None),
+        ("공휴일에는 쉽니다.", "공휴일을 제외하고 매일 운영합니다.", None),
     ],
 )
 def test_what_is_left_out_is_not_said_of_the_rest(sentence: str, quote: str, reason: Reason | None) -> None:
@@ -169,6 +174,12 @@ def test_what_is_left_out_may_be_named_when_asked_for() -> None:
         ("문서는 공개입니다.", "문서는 비공개입니다.", "opposite"),
         ("비밀번호를 5번 입력하면 잠깁니다.", "잘못된 비밀번호를 5번 입력하면 잠깁니다.", None),
         ("불가피한 사유가 있습니다.", "불가피한 사유가 있습니다.", None),
+        ("7일 이내에 환불할 수 있습니다.", "7일 이내에는 환불가능합니다.", None),
+        ("7일 이내에는 환불할 수 없습니다.", "7일 이내에는 환불가능합니다.", "negation"),
+        ("카드로 지불할 수 없습니다.", "카드로 지불가능합니다.", "negation"),
+        ("환불할 수 없습니다.", "개봉 상품은 환불불가입니다.", None),
+        ("납기를 연장할 수 있습니다.", "불가항력의 경우 납기를 연장할 수 있다.", None),
+        ("납기를 연장할 수 없습니다.", "불가항력의 경우 납기를 연장할 수 있다.", "negation"),
     ],
 )
 def test_a_negating_prefix_is_read(sentence: str, quote: str, reason: Reason | None) -> None:
@@ -194,6 +205,12 @@ def test_a_negating_prefix_is_read(sentence: str, quote: str, reason: Reason | N
 )
 def test_the_quote_does_not_say_the_opposite(sentence: str, quote: str, reason: Reason | None) -> None:
     assert check(sentence, quote, passage="최소 크기와 최대 크기") == reason
+
+
+@pytest.mark.parametrize("word", ["가", "a", "not, ", "불가", "가나 ", "except ", "25 ", "두 "])
+def test_a_long_text_is_read(word: str) -> None:
+    text = f"{word * 20_000} 가"
+    assert read_claims(text, str.split).text == text
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def test_relevance_without_a_shared_term_is_three_quarters_of_the_similarity() -
         ("Apply at <https://acme.com/apply> before May.", "Apply at https://acme.com/apply before May."),
         ("Run rag ingest <PATH> to add it.", "Run rag ingest <PATH> to add it."),
         ("It is a List<String>.<br/>", "It is a List<String>."),
+        ("최대**5일**입니다. 제**3**조도 **중요**합니다.", "최대5일입니다. 제3조도 중요합니다."),
+        ("<section>It is open.</section>", "It is open."),
         ("2**10 is 1024 and 2**20 is more.", "2**10 is 1024 and 2**20 is more."),
     ],
 )

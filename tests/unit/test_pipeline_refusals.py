@@ -39,6 +39,19 @@ async def test_what_a_document_says_is_no_refusal(question: str, sentence: str, 
     assert (given.status, given.answer) == ("answered", f"{sentence} [1]")
 
 
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("비밀번호는 운영자도 알 수 없습니다.", "알 수 없습니다."),
+        ("If you cannot find the password of the service, ask the desk.", "I cannot find the password."),
+    ],
+)
+async def test_a_refusal_of_a_documents_words_is_one(document: str, said: str) -> None:
+    steps = make_steps(says(said), make_search({"rules.md": (document,)}))
+    given = await answer(Question(document), steps, make_settings("strong"))
+    assert (given.status, given.reason) == ("abstained", "no_evidence")
+
+
 @pytest.mark.parametrize("reader", ["strong", "weak"])
 async def test_a_refusal_beside_an_answer_is_left_out(reader: str) -> None:
     given = await answer_of(PORT, make_steps(says("I do not know the answer.", RIGHT)), make_settings(reader))

@@ -53,6 +53,8 @@ def read(text: str) -> set[tuple[Decimal, str]]:
         ("two hundred and five days", "205", "day"),
         ("a hundred twenty-five km", "125", "km"),
         ("three thousand rows", "3000", ""),
+        ("₩1만 5천", "15000", "₩"),
+        ("a thirty-second limit", "30", "s"),
         ("£50", "50", "£"),
         ("30 mg", "30", "mg"),
         ("5 ml", "5", "ml"),
@@ -66,6 +68,19 @@ def read(text: str) -> set[tuple[Decimal, str]]:
 )
 def test_reads_value_and_unit(text: str, value: str, unit: str) -> None:
     assert read(text) == {(Decimal(value), unit)}
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("제10조 3개월 이내", {("10", ""), ("3", "month")}),
+        ("1조 10명으로 구성한다", {("1000000000000", ""), ("10", "")}),
+        ("5만 10만 원", {("50000", ""), ("100000", "₩")}),
+        ("Twenty one-day passes", {("20", "")}),
+    ],
+)
+def test_numbers_side_by_side_are_not_added_up(text: str, numbers: set[tuple[str, str]]) -> None:
+    assert read(text) == {(Decimal(value), unit) for value, unit in numbers}
 
 
 def test_part_of_a_number_in_words_is_no_number() -> None:
