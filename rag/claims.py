@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Literal
 
 from rag.quantities import Quantity, claimed_quantities, is_backed, is_identifier, is_unit, passing_quantities
-from rag.types import Span
 
 Terms = Callable[[str], list[str]]  # a text's content words, analysed: stems, Korean morphemes
 Clause = tuple[frozenset[str], bool]  # its terms, whether it negates
@@ -284,7 +283,7 @@ def _excluded(text: str, terms: Terms) -> frozenset[str]:
 
     What is left out of a negation ("nobody but the manager") is affirmed: not where the text negates otherwise.
     """
-    left_out = list[Span]()
+    left_out = list[tuple[int, int]]()
     if not _NEGATION.search(_NO_NEGATION.sub(" ", text)):
         left_out = [found.span(1) for found in _EXCEPT.finditer(text)]
         for found in _KOREAN_EXCEPT.finditer(text) if _HANGUL.search(text) else ():
