@@ -224,4 +224,6 @@ def test_where_one_dies_the_next_answers_until_it_is_back(client: httpx.Client, 
     assert client.get("/readyz").status_code == 200
     hold.unlink()
     wait_until(lambda: client.get("/readyz").json()["stages"][f"generator:{CANARY}"] == "ok")
+    # The new one is late with its first answer (FakeGenerator), which now is this question's.
+    assert model_of(client, model=CANARY) == FIRST
     assert model_of(client, model=CANARY) == CANARY
