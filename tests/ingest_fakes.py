@@ -81,6 +81,14 @@ def counts(report: IngestReport) -> tuple[int, int, int, int, int]:
     return report.added, report.replaced, report.unchanged, report.removed, report.failed
 
 
+def write_document(folder: Path) -> Path:
+    """A text file of some paragraphs, in a folder of its own."""
+    (folder / "docs").mkdir()
+    file = folder / "docs" / "a.txt"
+    file.write_text(paragraphs("apples"))
+    return file
+
+
 def paragraphs(word: str, count: int = 6) -> str:
     return "".join(f"Paragraph {number} about {word} has some ten words in it.\n\n" for number in range(count))
 

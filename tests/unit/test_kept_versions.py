@@ -13,7 +13,7 @@ from rag.filters import Filter
 from rag.step_settings import ChunkSettings
 from rag.types import StoredChunk
 from tests.fakes import InMemoryStore
-from tests.ingest_fakes import COLLECTION, Store, ingest, kill, paragraphs, rows, small_settings
+from tests.ingest_fakes import COLLECTION, Store, ingest, kill, paragraphs, rows, small_settings, write_document
 
 
 class Versions:
@@ -41,10 +41,7 @@ def in_large_chunks() -> Settings:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    (tmp_path / "docs").mkdir()
-    file = tmp_path / "docs" / "a.txt"
-    file.write_text(paragraphs("apples"))
-    return file
+    return write_document(tmp_path)
 
 
 @pytest.fixture

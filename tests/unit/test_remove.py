@@ -20,7 +20,17 @@ from ingest.remove import remove_collection, remove_document
 from rag.config import Settings
 from rag.errors import UnknownCollectionError, UnknownDocumentError
 from tests.fakes import InMemoryStore
-from tests.ingest_fakes import COLLECTION, FINGERPRINT, Countdown, DyingStore, Killed, count_words, embed, paragraphs
+from tests.ingest_fakes import (
+    COLLECTION,
+    FINGERPRINT,
+    Countdown,
+    DyingStore,
+    Killed,
+    count_words,
+    embed,
+    paragraphs,
+    write_document,
+)
 from tests.ingest_fakes import small_settings as _settings
 
 UNDISTURBED = Countdown(-1)
@@ -34,10 +44,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    (tmp_path / "docs").mkdir()
-    file = tmp_path / "docs" / "a.txt"
-    file.write_text(paragraphs("apples"))
-    return file
+    return write_document(tmp_path)
 
 
 def ingest(

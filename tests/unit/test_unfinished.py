@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.ingest_fakes import COLLECTION, Store, counts, ingest, kill, paragraphs, rows
+from tests.ingest_fakes import COLLECTION, Store, counts, ingest, kill, paragraphs, rows, write_document
 
 STAFF = {"acl": ["staff"]}
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    (tmp_path / "docs").mkdir()
-    file = tmp_path / "docs" / "a.txt"
-    file.write_text(paragraphs("apples"))
-    return file
+    return write_document(tmp_path)
 
 
 @pytest.fixture
