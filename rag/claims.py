@@ -67,7 +67,7 @@ _EXCEPT = re.compile(
 _KOREAN_EXCEPT = re.compile(r"(?<!\S)((?:\S+\s+){0,3}\S+)\s(?:제외(?:한|하고|하면|하고는)|빼고|빼면)(?![가-힣])")
 _KOREAN_TOPIC = re.compile(r".*(?:[은는이가,]|에서|에는)\s")
 _LEFT_OUT = re.compile(r"exclud|except|apart from|other than|besides|제외|빼고|빼면|외에", re.IGNORECASE)
-_NOT_THIS = re.compile(r"\s*not\s", re.IGNORECASE)
+_NOT_THIS = re.compile(r"\bnot\s", re.IGNORECASE)
 # 불가능, 비회원, 미포함, 무제한: the analysis gives such a word, and beside it what it negates.
 _PREFIXES = "불비미무"
 # A Korean sentence with a verb or an adjective, which asserts something; "별칭입니다." only names it.
@@ -283,6 +283,8 @@ def _excluded(text: str, terms: Terms) -> frozenset[str]:
 
     What is left out of a negation ("nobody but the manager") is affirmed: not where the text negates otherwise.
     """
+    if not _LEFT_OUT.search(text) and not _NOT_THIS.search(text):
+        return frozenset()
     left_out = list[tuple[int, int]]()
     if not _NEGATION.search(_NO_NEGATION.sub(" ", text)):
         left_out = [found.span(1) for found in _EXCEPT.finditer(text)]
@@ -291,7 +293,9 @@ def _excluded(text: str, terms: Terms) -> frozenset[str]:
             left_out.append((found.start(1) + (topic.end() if topic else 0), found.end(1)))
     ends = [0, *(found.end() for found in _CLAUSE_END.finditer(text)), len(text)]
     left_out += [
-        (start, end) for start, end in pairwise(ends) if _NOT_THIS.match(_NO_NEGATION.sub(" ", text[start:end]))
+        (start, end)
+        for start, end in pairwise(ends)
+        if _NOT_THIS.match(_NO_NEGATION.sub(" ", text[start:end]).lstrip())
     ]
     if not left_out:
         return frozenset()
