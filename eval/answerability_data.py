@@ -1,8 +1,8 @@
-"""Questions with passages that answer them and passages that only seem to, for training an answerability model.
+"""Questions with passages that answer them and passages that only seem to, for training an answerability adapter.
 
-Rows come from tables of pairs (JSON lines: question, positive or null, negatives, answers) and from sets in BEIR layout
-with answers.jsonl, whose articles may be held back. A row with a passage gives an answerable pair and one made
-unanswerable in a way of WAYS: a balance within each table, so that its style tells nothing.
+Rows come from sets in BEIR layout with answers.jsonl, whose articles may be held back, and from tables of pairs (JSON
+lines: question, positive, negatives, answers). What one pass of the training reads of them are groups, a passage and
+the questions asked of it; some questions are made unanswerable in one of WAYS, so that a table's style tells nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,48 +36,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A pair, whether it is answerable, and where the answer stands in the passage, None where that is not known."""
+class Group:
+    """A passage, and the questions asked of it, each with its answer, None where the passage holds none."""
 
-    table: str
-    question: str
     passage: str
-    answerable: bool
-    span: Span | None = None
+    asked: tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows` to take at most; `spans`: leave out those whose answer is not in the passage; `held_back`: articles.
-
-    `max_chars` of a passage's window, for each pass over the rows: about the three sentences that are judged at once.
-    """
+    """`rows` to take at most; `held_back`: so many articles; `spoiled`: of its answerable questions, those that each
+    pass makes an unanswerable one of besides."""
 
     licence: str
     rows: int
-    max_chars: tuple[int, ...] = (400,)
-    spans: bool = True
     held_back: int = 0
+    spoiled: float = 1.0
 
 
-# Only those whose licence lets weights trained on them ship. clapnq_dev and omos_qa measure, and are not here.
+# Only those whose licence lets weights trained on them ship, and whose answers stand in their passages. clapnq_dev and
+# omos_qa measure, and are not here.
 TABLES: Mapping[str, Table] = {
-    "nq_open_oracle": Table("MIT", 2600, max_chars=(350, 450)),
-    "qed_dev": Table("CC BY-SA 3.0", 400, max_chars=(350, 450)),
-    "covidqa": Table("Apache-2.0", 1300, max_chars=(350, 450)),
-    "policyqa_devtest": Table("MIT", 900, max_chars=(350, 450)),
-    "fairytaleqa": Table("Apache-2.0", 2500, max_chars=(350, 450)),
+    "nq_open_oracle": Table("MIT", 2600),
+    "qed_dev": Table("CC BY-SA 3.0", 400),
+    "covidqa": Table("Apache-2.0", 1300),
+    "policyqa_devtest": Table("MIT", 900),
+    "fairytaleqa": Table("Apache-2.0", 2500),
     "tatqa_devtest": Table("CC BY 4.0", 2000),
     "friendsqa_devtest": Table("Apache-2.0", 1200),
-    "selqa_devtest": Table("Apache-2.0", 2500, spans=False),
-    "medquad": Table("CC BY 4.0", 1200, spans=False),
-    "mtrag_ref": Table("Apache-2.0", 600, spans=False),
 }
-# Their articles are held back in part; CC BY-SA asks that the model card says so.
+# Their articles are held back in part; CC BY-SA asks that the model card says so. Half of squad2-a's questions are
+# unanswerable by themselves.
 SQUAD_SETS: Mapping[str, Table] = {
-    "squad2-a": Table("CC BY-SA 4.0", 10_000, max_chars=(250, 350, 450, 300, 400, 500, 350, 450), held_back=3),
-    "xquad-en": Table("CC BY-SA 4.0", 10_000, max_chars=(300, 400), held_back=8),
+    "squad2-a": Table("CC BY-SA 4.0", 10_000, held_back=3, spoiled=0.25),
+    "xquad-en": Table("CC BY-SA 4.0", 10_000, held_back=8),
 }
+WAYS = ("swap", "turn", "look-alike", "remove")
+QUESTIONS = 14  # of a passage in one group: more make a sequence long
 
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _NUMBER = re.compile(r"\b\d[\d,.]*\d\b|\b\d\b")
@@ -255,56 +250,80 @@ def turn_around(question: str, chance: random.Random) -> str | None:
     return None
 
 
-def make_examples(rows: Sequence[Row], seed: int, max_chars: int) -> list[Example]:
-    """Of each row with a passage an answerable pair and one made unanswerable, of each without one as it is.
-
-    Where some rows are unanswerable by themselves, each answerable pair is there twice, in windows of its own, for the
-    balance. A window is whole sentences, of a length by chance up to `max_chars`, around the answer where its place is
-    known and around the sentence nearest to the question where it is not or there is none.
-    """
-    chance = random.Random(seed)
-    examples = []
-    times = 2 if any(row.passage is None for row in rows) else 1
-    for row in rows:
-        limit = chance.randint(max_chars // 3, max_chars)
-        other = chance.choice(rows)
-        if row.passage is None:
-            passage = chance.choice(row.negatives)
-            examples.append(_unanswerable(row, row.question, passage, limit, chance))
+def spoil(row: Row, passage: str, other: str, ways: Sequence[str], chance: random.Random) -> tuple[str, str] | None:
+    """Question and passage of a row with an answer made unanswerable, in the first of `ways`, in an order by chance,
+    that does: a detail swapped (for one of the passage or of the `other` text), the question turned around, a
+    look-alike for the passage, or the answer's sentences removed from it. None where none does."""
+    for way in chance.sample(list(ways), len(ways)):
+        if way == "swap":
+            question = swap_detail(row.question, passage, other, chance)
+        elif way == "turn":
+            question = turn_around(row.question, chance)
+        elif way == "look-alike":
+            if row.negatives:
+                return row.question, chance.choice(row.negatives[:LOOK_ALIKES])
             continue
-        span = find_answer(row.question, row.passage, row.answers)
-        for _ in range(times):
-            start, end = cut_window(row.passage, span or nearest_sentence(row.question, row.passage), limit, chance)
-            window = row.passage[start:end]
-            place = (span[0] - start, span[1] - start) if span else None
-            examples.append(Example(row.table, row.question, window, True, place))
-        examples.extend(_spoil(row, window, other, limit, chance))
-    return examples
+        else:
+            if (left := remove_answer(passage, row.answers)) is not None:
+                return row.question, left
+            continue
+        if question is not None:
+            return question, passage
+    return None
 
 
-def _spoil(row: Row, window: str, other: Row, limit: int, chance: random.Random) -> Iterator[Example]:
-    """One unanswerable pair of a row with an answer, in the first way, in an order by chance, that does; or none."""
-    ways = ["remove", "swap", "turn", "look-alike"]
-    chance.shuffle(ways)
-    for way in ways:
-        question, passage = row.question, None
-        if way == "remove" and row.answers:
-            passage = remove_answer(window, row.answers)
-        elif way in ("swap", "turn"):
-            swapped = (
-                swap_detail(question, window, other.question, chance)
-                if way == "swap"
-                else turn_around(question, chance)
-            )
-            if swapped:
-                question, passage = swapped, window
-        elif way == "look-alike" and row.negatives:
-            passage = chance.choice(row.negatives[:LOOK_ALIKES])
-        if passage:
-            yield _unanswerable(row, question, passage, limit, chance)
-            return
+def make_groups(
+    rows: Mapping[str, Sequence[Row]], *, others: int, windows: float, max_chars: int, chance: random.Random
+) -> list[Group]:
+    """What one pass of the training reads, in an order by chance.
+
+    Every row of SQUAD_SETS: the questions of a paragraph together, of which a share of `windows` is cut to whole
+    sentences of up to `max_chars`. And `others` rows of TABLES, in windows of that size, each also made unanswerable.
+    """
+    paragraphs: dict[str, list[tuple[str, Sequence[str]]]] = {}
+    for name in SQUAD_SETS:
+        for row in rows[name]:
+            passage = row.passage or row.negatives[0]
+            paragraphs.setdefault(passage, []).append((row.question, row.answers))
+            if row.passage is not None and chance.random() < SQUAD_SETS[name].spoiled:
+                other = chance.choice(rows[name]).question
+                if made := spoil(row, passage, other, WAYS[:3], chance):
+                    paragraphs.setdefault(made[1], []).append((made[0], ()))
+    groups: list[Group] = []
+    for passage, asked in paragraphs.items():
+        chance.shuffle(asked)
+        cut = chance.random() < windows
+        for start in range(0, len(asked), QUESTIONS):
+            some = asked[start : start + QUESTIONS]
+            groups.append(cut_group(passage, some, max_chars, chance) if cut else _whole_group(passage, some))
+    pool = [row for name in TABLES for row in rows[name] if row.passage]
+    for row in chance.sample(pool, min(others, len(pool))):
+        assert row.passage is not None
+        own = cut_group(row.passage, [(row.question, row.answers)], max_chars, chance)
+        groups.append(own)
+        if made := spoil(row, own.passage, chance.choice(pool).question, WAYS, chance):
+            groups.append(cut_group(made[1], [(made[0], ())], max_chars, chance))
+    groups = [group for group in groups if group.asked]
+    chance.shuffle(groups)
+    return groups
 
 
-def _unanswerable(row: Row, question: str, passage: str, limit: int, chance: random.Random) -> Example:
-    start, end = cut_window(passage, nearest_sentence(question, passage), limit, chance)
-    return Example(row.table, question, passage[start:end], False)
+def _whole_group(passage: str, asked: Sequence[tuple[str, Sequence[str]]]) -> Group:
+    return Group(passage, tuple((question, answers[0] if answers else None) for question, answers in asked))
+
+
+def cut_group(passage: str, asked: Sequence[tuple[str, Sequence[str]]], max_chars: int, chance: random.Random) -> Group:
+    """A window of the passage, around an answer or, without any, the sentence nearest to a question; its length is by
+    chance. A question whose answer stands outside has none; where its words stand inside too, it is left out."""
+    places = [find_answer(question, passage, answers) for question, answers in asked]
+    question = chance.choice(asked)[0]
+    centre = chance.choice([place for place in places if place] or [nearest_sentence(question, passage)])
+    start, end = cut_window(passage, centre, chance.randint(max_chars // 4, max_chars), chance)
+    window = passage[start:end]
+    kept: list[tuple[str, str | None]] = []
+    for (question, answers), place in zip(asked, places, strict=True):
+        if place and start <= place[0] and place[1] <= end:
+            kept.append((question, passage[slice(*place)]))
+        elif not holds_answer(window, answers):
+            kept.append((question, None))
+    return Group(window, tuple(kept))
