@@ -38,6 +38,7 @@ from eval.answerability_sequences import UNKNOWN, Tokens, make_sequence, plan_ba
 from eval.confidence import measure_auroc
 from eval.hardware import describe_machine, git_commit
 from rag.answerability import LOW_RANK, PromptTokens, answer_log_odds
+from rag.config import load_settings
 from rag.cpu import computes_bfloat16
 from rag.models import ADAPTER, locate_model
 
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder with pairs/ and retrieval/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--passes", type=int, default=Recipe.passes)
+    parser.add_argument("--passes", type=int, default=Recipe().passes)
     parser.add_argument("--checkpoint-every", type=int, default=25, metavar="STEPS")
     parser.add_argument("--threads", type=int, default=1, help="more wait for each other on a busy machine")
     parser.add_argument("--seed", type=int, default=0)
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     recipe = Recipe(passes=given.passes, seed=given.seed)
     given.out.mkdir(parents=True, exist_ok=True)
-    located = locate_model(given.base, given.out)
+    located = locate_model(given.base, load_settings().cache_dir)
     rows, held_rows, held_back = read_rows_for_training(given.data, recipe.seed, TABLES, SQUAD_SETS)
     prompt = PromptTokens(AutoTokenizer.from_pretrained(located, local_files_only=True))
     batches = plan(rows, prompt, recipe)
