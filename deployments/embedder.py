@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ _Wanted = Literal["vectors", "token vectors", "embeddings", "answerability"]
 
 
 class _Request(NamedTuple):
-    texts: list[Any]  # pairs of them for answerability
+    texts: list[Any]  # for answerability the tokens of pairs of them
     kind: TextKind
     wanted: _Wanted
     tokens: int
@@ -43,9 +42,10 @@ class Embedder:
         located = locate_model(settings.embedder.model, settings.cache_dir)
         self._embedder = load_behind(lambda: SentenceEmbedder(settings.embedder, located))
         adapter = locate_answerability(settings)
-        self._answerability = (
-            load_behind(partial(AnswerabilityScorer, settings.embedder, located, adapter)) if adapter else None
-        )
+        self._answerability: AnswerabilityScorer | None = None
+        if adapter is not None:
+            judge = locate_model(adapter.base, settings.cache_dir)
+            self._answerability = load_behind(lambda: AnswerabilityScorer(settings.embedder, judge, adapter.path))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._batch.set_max_batch_size(self._settings.batch_tokens)
         self._batch.set_batch_wait_timeout_s(self._settings.batch_wait_s)
@@ -66,8 +66,9 @@ class Embedder:
     async def answerability(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         """See rag.types.Answerability; for settings with an adapter."""
         assert self._answerability is not None
-        tokens = sum(await asyncio.to_thread(self._answerability.count_tokens, pairs))
-        return np.array(await self._take_turn(pairs, "passage", "answerability", tokens), dtype=np.float32)
+        encoded = await asyncio.to_thread(self._answerability.encode, pairs)
+        tokens = sum(len(one) for one in encoded)
+        return np.array(await self._take_turn(encoded, "passage", "answerability", tokens), dtype=np.float32)
 
     async def ready(self) -> None:
         """Answers while the replica lives."""

@@ -296,7 +296,7 @@ def make_groups(
         for start in range(0, len(asked), QUESTIONS):
             some = asked[start : start + QUESTIONS]
             groups.append(cut_group(passage, some, max_chars, chance) if cut else _whole_group(passage, some))
-    pool = [row for name in TABLES for row in rows[name] if row.passage]
+    pool = [row for name in rows if name in TABLES for row in rows[name] if row.passage]
     for row in chance.sample(pool, min(others, len(pool))):
         assert row.passage is not None
         own = cut_group(row.passage, [(row.question, row.answers)], max_chars, chance)

@@ -34,7 +34,7 @@ from eval.hardware import describe_machine, git_commit
 from rag.config import load_settings
 from rag.errors import InputError, RagError
 from rag.evidence import FEATURES
-from rag.models import locate_answerability
+from rag.language import Language
 from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScale, EvidenceSettings, FittedModels
 
 FOLDS = 5
@@ -92,9 +92,10 @@ def feature_sets(scale: EvidenceScale) -> list[tuple[EvidenceFeature, ...]]:
 
 
 def fit_gate(
-    samples: Sequence[Sample], precision: float, models: FittedModels
+    samples: Sequence[Sample], precision: float, models: FittedModels, languages: tuple[Language, ...] | None
 ) -> tuple[EvidenceSettings, list[dict[str, Any]]]:
-    """The settings of a gate for `models` and, scale by scale, how it does on articles held back.
+    """The settings of a gate for `models`, whose answerability adapter reads `languages`, and, scale by scale, how it
+    does on articles held back.
 
     The threshold is the lowest whose answers hold at `precision` on the first scale. Raises InputError where none does.
     """
@@ -109,6 +110,7 @@ def fit_gate(
         min_confidence=threshold,
         scales={one.scale: fit_scale(one, FEATURES[one.scale]) for one in scales},
         answerability=models.answerability,
+        answerability_languages=languages,
         fitted_for=models,
     )
     described = []
@@ -151,11 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         evidence, scales = settings.evidence, None
         if given.task == "fit":
-            adapter = settings.evidence.answerability if locate_answerability(settings) else None
             models = FittedModels(
-                embedder=settings.embedder.model, reranker=settings.reranker_model, answerability=adapter
+                embedder=settings.embedder.model,
+                reranker=settings.reranker_model,
+                answerability=settings.evidence.answerability,
             )
-            evidence, scales = fit_gate(samples, given.precision, models)
+            evidence, scales = fit_gate(samples, given.precision, models, evidence.answerability_languages)
         else:
             scales = measure_gate(samples, evidence)
     except RagError as error:

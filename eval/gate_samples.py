@@ -166,7 +166,7 @@ def trained_articles(settings: Settings) -> frozenset[str]:
     adapter = locate_answerability(settings)
     if adapter is None:
         return frozenset()
-    card = adapter.with_name(CARD)
+    card = adapter.path.with_name(CARD)
     try:
         articles = frozenset(json.loads(card.read_text(encoding="utf-8"))["articles"])
         return articles | {name.replace(" ", "_") for name in articles}  # as SQuAD's own files write them

@@ -46,7 +46,8 @@ class PromptTokens:
         return [*phrase, self._tokenizer.eos_token_id]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # A document that spells the LLM's control tokens out gets none of them.
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def answer_log_odds(logits: Any, none: int) -> Any:

@@ -75,13 +75,13 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"adapter {name}", f"{folder}, rank {rank}")
     if (adapter := settings.evidence.answerability) is not None:
         try:
-            path = locate_answerability(settings)
+            located_adapter = locate_answerability(settings)
         except ModelError as error:
             found, _, remedy = str(error).partition("; ")
             yield Finding(f"answerability {adapter}", found, False, remedy)
         else:
-            unused = f"not used: it is of another embedder than {settings.embedder.model}"
-            yield Finding(f"answerability {adapter}", str(path) if path else unused)
+            assert located_adapter is not None
+            yield Finding(f"answerability {adapter}", f"{located_adapter.path}, of {located_adapter.base}")
     formats = dict.fromkeys(choose_dtype(settings.for_llm(name)) for name in settings.engines)
     yield Finding("LLM number format", ", ".join(formats))
 

@@ -40,8 +40,8 @@ class Models:
         adapter = locate_answerability(settings)
         self.answerability: Answerability | None = None
         if adapter is not None:
-            scorer = AnswerabilityScorer(settings.embedder, embedder, adapter)
-            self.answerability = self._judge(scorer)
+            located = locate_model(adapter.base, settings.cache_dir)
+            self.answerability = self._judge(AnswerabilityScorer(settings.embedder, located, adapter.path))
 
     async def embed(self, texts: list[str], kind: TextKind) -> np.ndarray:
         """See rag.types.Embed."""
@@ -72,7 +72,7 @@ class Models:
 
     def _judge(self, scorer: AnswerabilityScorer) -> Answerability:
         async def work(pairs: list[tuple[str, str]]) -> list[float]:
-            return list(await self._run(scorer.score, pairs))
+            return list(await self._run(scorer.score, scorer.encode(pairs)))
 
         joined = Joined(work)
 

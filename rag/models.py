@@ -50,6 +50,14 @@ _CHECK_MARGIN = 1.0  # logits; a closer race between two tokens may be decided b
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerabilityAdapter:
+    """Its file, and the reference of the LLM whose weights it changes."""
+
+    path: Path
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
 class FormatCheck:
     """What a model continues `prompt_token_ids` with when computed in float32, greedily."""
 
@@ -202,9 +210,9 @@ def adapter_rank(folder: Path) -> int:
         ) from error
 
 
-def locate_answerability(settings: Settings) -> Path | None:
-    """The answerability adapter that the settings name; None without one, and with one of another model than their
-    embedder: it holds changes of that model's weights. Raises ModelError."""
+def locate_answerability(settings: Settings) -> AnswerabilityAdapter | None:
+    """The answerability adapter that the settings name; None without one. Raises ModelError where it or its LLM is not
+    there; a hub's name is not looked up."""
     from safetensors import SafetensorError, safe_open
 
     reference = settings.evidence.answerability
@@ -214,13 +222,14 @@ def locate_answerability(settings: Settings) -> Path | None:
     path = folder / ADAPTER
     try:
         with safe_open(path, framework="numpy") as file:
-            base = (file.metadata() or {}).get("base")
-    except (OSError, SafetensorError) as error:
+            base = file.metadata()["base"]
+    except (OSError, SafetensorError, LookupError, TypeError) as error:  # without metadata they are None
         raise ModelError(
             f"the answerability adapter {path} cannot be read ({error}); train it (python -m "
             "eval.train_answerability), or set evidence.answerability to null"
         ) from error
-    return path if base == settings.embedder.model else None
+    check_reference(base)
+    return AnswerabilityAdapter(path, base)
 
 
 def choose_dtype(settings: Settings) -> str:

@@ -159,7 +159,7 @@ async def judge_answerability(
     """Log odds that each text answers the query, float32 (texts,); None without a model that understands it, and where
     it fails (`rerank` degraded): it reads query and text as a reranker does."""
     judge = steps.answerability
-    if judge is None or not understands(settings.embedder.languages, query):
+    if judge is None or not understands(settings.evidence.answerability_languages, query):
         return None
     pairs = [(query, text) for text in texts]
     try:

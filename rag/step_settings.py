@@ -171,7 +171,10 @@ class EvidenceSettings(StepSettings):
     answerability: str | None = Field(
         None,
         description="a folder, or package:NAME/PATH, with the adapter.safetensors that python -m "
-        "eval.train_answerability makes of the embedder; none: the gate goes without",
+        "eval.train_answerability makes of an LLM; none: the gate goes without",
+    )
+    answerability_languages: tuple[Language, ...] | None = Field(
+        None, description="what that LLM understands; none: everything"
     )
     fitted_for: FittedModels | None = Field(None, description="with other models no service starts; none: with any")
 

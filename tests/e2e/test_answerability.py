@@ -1,4 +1,4 @@
-"""Answerability: made pairs, low-rank changes, checkpoints, and the scorer, on a tiny random encoder."""
+"""Answerability: made questions, sequences, low-rank changes, checkpoints, and the scorer, on a tiny random LLM."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ import numpy as np
 import pytest
 
 from eval.answerability_data import (
-    Example,
+    QUESTIONS,
+    WAYS,
+    Group,
     Row,
+    cut_group,
     cut_window,
     find_answer,
     hold_back,
     holds_answer,
-    make_examples,
+    make_groups,
     nearest_sentence,
     read_squad_set,
     remove_answer,
+    spoil,
     swap_detail,
     turn_around,
 )
-from eval.train_answerability import CHECKPOINT, Recipe, Training, plan_batches, span_targets, train
-from rag.answerability import AnswerabilityScorer, encode_pairs, judge_pairs, merge_low_rank, passage_tokens
+from eval.answerability_sequences import UNKNOWN, Tokens, make_sequence, plan_batches, read_states
+from eval.train_answerability import CHECKPOINT, Recipe, Training, plan, train
+from rag.answerability import PASSAGE_TOKENS, AnswerabilityScorer, PromptTokens, answer_log_odds, merge_low_rank
 from rag.config import load_settings
 from rag.errors import ModelError
 from rag.local_steps import Models
@@ -41,53 +46,52 @@ PASSAGE = (
 ROW = Row(
     "bridges", "Tower Bridge", "Who designed the first bridge in 1894?", PASSAGE, ("Horace Jones",), ("Elsewhere.",)
 )
-RECIPE = Recipe(rank=4, first_layer=1, batch=4, learning_rate=1e-2)
+WITHOUT = Row("bridges", "Tower Bridge", "Who opens it?", None, (), (PASSAGE,))
+RECIPE = Recipe(rank=4, passes=2, others=2, batch_tokens=150, learning_rate=1e-2)
+ROWS = {"squad2-a": [ROW, WITHOUT], "xquad-en": [ROW], "qed_dev": [ROW, ROW]}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a BERT of two small layers and a tokenizer of the texts' words."""
+    """A folder with a Llama of two small layers and a tokenizer of the texts' words."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    words = sorted({word.strip(".,?").lower() for word in f"{PASSAGE} {ROW.question} elsewhere opens".split()})
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    pattern = Regex(r"\s?\w+|\s?[^\w\s]|\n")
+    split = pre_tokenizers.Split(pattern, "isolated")
+    text = f"Passage: {PASSAGE}\nQuestion: {ROW.question} Elsewhere. Who opens it?\nAnswer from the passage, or none:"
+    words = sorted({word for word, _ in split.pre_tokenize_str(text)} | {" none", "<|im_end|>", " <", "|", " end"})
+    vocabulary = {word: index for index, word in enumerate(["[UNK]", "[EOS]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.pre_tokenizer = split
     folder = tmp_path_factory.mktemp("base")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        eos_token="[EOS]",
+        additional_special_tokens=["<|im_end|>"],
     ).save_pretrained(folder)
-    config = BertConfig(
+    config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
+        initializer_range=0.3,  # so that a token's state depends on those before it
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 
-def examples() -> list[Example]:
-    return make_examples([ROW, Row("bridges", "Tower Bridge", "Who opens it?", None, (), (PASSAGE,))] * 4, 0, 400)
+def batches_of(training: Training) -> list[list[Tokens]]:
+    return plan(ROWS, training.prompt, RECIPE)[:4]
 
 
 def steps(training: Training, out: Path) -> Iterator[dict[str, object]]:
-    made = examples()
-    batches = plan_batches(made, [len(one.passage) for one in made], RECIPE.batch, 0)
-    checks = [ROW, ROW, *(Row("", "", "Who opens it?", None, (), (PASSAGE,)),) * 2]
-    yield from train(training, made, batches, checks, out, checkpoint_every=1, check_every=100)
+    yield from train(training, batches_of(training), out, checkpoint_every=1)
 
 
 def test_a_removed_answer_is_gone_and_the_other_sentences_stay() -> None:
@@ -135,16 +139,50 @@ def test_the_nearest_sentence_shares_most_words() -> None:
     assert PASSAGE[start:end] == "Its towers are 65 metres high."
 
 
-def test_examples_are_balanced_and_their_spans_are_answers() -> None:
-    made = examples()
-    assert sum(one.answerable for one in made) == sum(not one.answerable for one in made) == 8
-    for one in made:
-        if one.answerable:
-            assert one.span is not None
-            assert one.passage[slice(*one.span)] == "Horace Jones"
-        elif one.question == ROW.question:
-            assert not holds_answer(one.passage, ROW.answers)
-    assert made == examples()
+@pytest.mark.parametrize("way", WAYS)
+def test_a_spoiled_question_has_no_answer_in_its_passage(way: str) -> None:
+    made = spoil(ROW, PASSAGE, "Were any there in 1950?", [way], random.Random(0))
+    assert made is not None
+    assert (made[0] != ROW.question) == (way in ("swap", "turn"))
+    assert (made[1] != PASSAGE) == (way in ("look-alike", "remove"))
+    if way in ("look-alike", "remove"):
+        assert not holds_answer(made[1], ROW.answers)
+    bare = Row("bridges", "", "who came", "Horace Jones did.", ("Horace Jones",), ())
+    assert spoil(bare, "Horace Jones did.", "", [way], random.Random(0)) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_window_s_questions_have_the_answers_that_stand_in_it(seed: int) -> None:
+    asked = [(ROW.question, ["Horace Jones"]), ("How high are they?", ["65 metres"]), ("Who opens it?", [])]
+    group = cut_group(PASSAGE, asked, 120, random.Random(seed))
+    assert group.passage in PASSAGE
+    assert len(group.passage) < len(PASSAGE)
+    assert dict(group.asked) == {
+        question: answers[0] if answers and answers[0] in group.passage else None for question, answers in asked
+    }
+    assert any(answer for _, answer in group.asked)
+
+
+def test_a_question_whose_answer_s_words_stand_in_the_window_by_accident_is_left_out() -> None:
+    text = "Two towers stand there. The bridge was opened by two queens, of whom one had waited long for it. Two left."
+    chance = random.Random(0)
+    groups = [cut_group(text, [("How many queens opened the bridge?", ["two"])], 60, chance) for _ in range(20)]
+    assert {group.asked for group in groups} == {(("How many queens opened the bridge?", "two"),)}
+    assert cut_group(text, [("Who left the queens and the bridge?", ["Two"]), ("Who?", ["queens"])], 60, chance).asked
+
+
+def test_a_pass_reads_every_question_of_the_sets_and_some_of_the_tables() -> None:
+    def made(seed: int, windows: float = 0.0) -> list[Group]:
+        return make_groups(ROWS, others=1, windows=windows, max_chars=120, chance=random.Random(seed))
+
+    groups = made(0)
+    whole = next(group for group in groups if group.passage == PASSAGE)
+    assert {(WITHOUT.question, None), (ROW.question, "Horace Jones")} <= set(whole.asked)
+    assert sum(answer == "Horace Jones" for group in groups for _, answer in group.asked) == 3
+    assert all(len(group.asked) <= QUESTIONS for group in groups)
+    assert made(0) == groups
+    assert any(made(seed) != groups for seed in range(1, 9))
+    assert all(len(group.passage) <= 120 for group in made(0, windows=1.0))
 
 
 def test_held_back_articles_are_the_same_each_time() -> None:
@@ -175,58 +213,69 @@ def test_a_set_gives_rows_with_look_alike_paragraphs(tmp_path: Path) -> None:
     assert unanswerable.negatives == ("Another bridge was designed by nobody.",)
 
 
-def test_batches_hold_each_example_at_most_once() -> None:
-    batches = plan_batches(examples(), list(range(16)), 5, 0)
-    assert all(len(batch) == 5 for batch in batches)
-    assert len({index for batch in batches for index in batch}) == 15
-
-
-def test_span_targets_are_the_answers_tokens(base: str, tmp_path: Path) -> None:
-    training = Training(base, RECIPE, 1)
-    span = find_answer(ROW.question, PASSAGE, ROW.answers)
-    made = [
-        Example("", ROW.question, PASSAGE, True, span),
-        Example("", ROW.question, PASSAGE, True),
-        Example("", ROW.question, "Elsewhere.", False),
-    ]
-    tokens = encode_pairs(training.tokenizer, [(one.question, one.passage) for one in made], 128)
-    starts, ends = span_targets(made, tokens)
-    ids = tokens["input_ids"][0, int(starts[0]) : int(ends[0]) + 1]
-    assert training.tokenizer.decode(ids) == "horace jones"
-    assert starts.tolist()[1:] == ends.tolist()[1:] == [-100, 0]
-    text = training.tokenizer.decode(tokens["input_ids"][2][passage_tokens(tokens)[2]])
-    assert text.split()[0] == "elsewhere"
-    # Of "Horace Jones" only the first word and [SEP] have room.
-    cut = encode_pairs(training.tokenizer, [(ROW.question, PASSAGE)], int(starts[0]) + 2)
-    assert [found.tolist() for found in span_targets(made[:1], cut)] == [[-100], [-100]]
-
-
-def test_the_merged_encoder_is_the_one_with_low_rank_changes(base: str, tmp_path: Path) -> None:
+def test_each_question_sees_the_passage_and_itself_alone(base: str) -> None:
     import torch
-    from transformers import AutoModel
+
+    training = Training(base, RECIPE, 1)
+    asked = (("Who opens it?", None), (ROW.question, "Horace Jones"))
+    together = make_sequence(training.prompt, Group(PASSAGE, asked), 12)
+    apart = [make_sequence(training.prompt, Group(PASSAGE, (one,)), 12) for one in asked]
+    assert len(together.tokens) == len(together.targets) == len(together.branches) == len(together.positions)
+    answers = [[target for target in one.targets if target != UNKNOWN] for one in (together, *apart)]
+    assert answers[0] == answers[1] + answers[2]
+    assert answers[1] == training.prompt.answer(None, 12)
+    with torch.inference_mode():
+        both = read_states(training.model, [together])[0, list(together.decided)]
+        alone = torch.stack([read_states(training.model, [one])[0, one.decided[0]] for one in apart])
+        padded = read_states(training.model, [apart[0], together])[0, apart[0].decided[0]]
+    # The training computes in bfloat16 where the processor does, and its values have eight bits.
+    assert torch.allclose(both.float(), alone.float(), atol=0.05)
+    assert torch.allclose(padded.float(), alone[0].float(), atol=0.05)
+    assert not torch.allclose(alone[0].float(), alone[1].float(), atol=0.2)
+
+
+def test_the_answer_begins_where_the_question_ends(base: str) -> None:
+    training = Training(base, RECIPE, 1)
+    one = make_sequence(training.prompt, Group(PASSAGE, ((ROW.question, "Horace Jones"),)), 12)
+    bare = make_sequence(training.prompt, Group(PASSAGE, ((ROW.question, None),)), 0)
+    assert bare.decided == one.decided == (len(bare.tokens) - 1,)
+    assert one.targets[one.decided[0]] == training.prompt.answer("Horace Jones", 1)[0]
+    assert set(bare.targets) == {UNKNOWN}
+
+
+def test_batches_hold_each_sequence_once(base: str) -> None:
+    prompt = Training(base, RECIPE, 1).prompt
+    sequences = [make_sequence(prompt, Group(PASSAGE[:length], (("Who?", None),)), 12) for length in range(5, 170, 3)]
+    batches = plan_batches(sequences, 150, random.Random(0))
+    held = sorted(len(one.tokens) for batch in batches for one in batch)
+    assert held == sorted(len(one.tokens) for one in sequences)
+    assert all(len(batch) * max(len(one.tokens) for one in batch) <= 150 for batch in batches if len(batch) > 1)
+
+
+def test_the_merged_llm_is_the_one_with_low_rank_changes(base: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
 
     training = Training(base, RECIPE, 4)
     list(steps(training, tmp_path))
-    pairs = [(ROW.question, PASSAGE), ("Who opens it?", "Elsewhere.")]
-    tokens = encode_pairs(training.tokenizer, pairs, 128)
-    changes = {name: value.detach() for name, value in training.trained.items() if not name.startswith("heads.")}
+    changes = {name: value.detach() for name, value in training.trained.items()}
     assert any(value.abs().max() > 0 for name, value in changes.items() if name.endswith("lora_b"))
-    assert all(name.startswith("encoder.layer.1.") for name in changes)
-    merged = AutoModel.from_pretrained(base, add_pooling_layer=False).eval()
+    assert len(changes) == 2 * 2 * 7  # two tensors for each of two layers' seven linear weights
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    batch = [make_sequence(training.prompt, Group(PASSAGE, ((ROW.question, None),)), 0)]
     with torch.inference_mode():
-        before = judge_pairs(merged, training.heads, tokens)
-        merge_low_rank(merged, changes, RECIPE.scale)
-        after = judge_pairs(merged, training.heads, tokens)
-        own = judge_pairs(training.encoder, training.heads, tokens)
-    for one, other in zip(after, own, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
-    assert not torch.allclose(before.log_odds, own.log_odds, atol=1e-4)
+        before = read_states(model, batch)
+        merge_low_rank(model, changes, RECIPE.scale)
+        after = read_states(model, batch)
+        own = read_states(training.model, batch).float()
+    # Where the processor has it the training computes in bfloat16, whose values have eight bits.
+    assert (after - own).abs().mean() < 0.02 < 0.2 * (before - own).abs().mean()
 
 
 def test_a_killed_run_ends_where_an_unbroken_one_does(base: str, tmp_path: Path) -> None:
     whole, broken = Training(base, RECIPE, 4), Training(base, RECIPE, 4)
     lines = list(steps(whole, tmp_path))
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
     killed = steps(broken, tmp_path)
     next(killed), next(killed)
     resumed = Training(base, RECIPE, 4)
@@ -237,13 +286,19 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(base: str, tmp_path: Path)
         np.testing.assert_allclose(resumed.trained[name].detach(), value.detach(), atol=1e-6)
 
 
-def test_a_run_ends_with_its_time(base: str, tmp_path: Path) -> None:
-    training = Training(base, RECIPE, 4, cpu_limit_s=1e-6)
-    assert [line["step"] for line in steps(training, tmp_path)] == [1, 1]
+def test_training_tells_the_questions_apart(base: str, tmp_path: Path) -> None:
+    training = Training(base, RECIPE, 60)
+    pairs = [(ROW.question, PASSAGE), (WITHOUT.question, PASSAGE)]
+    group = Group(PASSAGE, ((ROW.question, "Horace Jones"), (WITHOUT.question, None)))
+    batch = [make_sequence(training.prompt, group, 12)]
+    before = training.log_odds(pairs)
+    list(train(training, [batch] * 60, tmp_path, checkpoint_every=60))
+    after = training.log_odds(pairs)
+    assert after[0] - after[1] > 2 > abs(before[0] - before[1])
 
 
 def scorer_of(base: str, folder: Path, **settings: Any) -> AnswerabilityScorer:
-    return AnswerabilityScorer(EmbedderSettings(model=base, **settings), base, folder / ADAPTER)
+    return AnswerabilityScorer(EmbedderSettings(model="an embedder", **settings), base, folder / ADAPTER)
 
 
 def test_the_scorer_reads_the_saved_adapter(base: str, tmp_path: Path) -> None:
@@ -252,39 +307,65 @@ def test_the_scorer_reads_the_saved_adapter(base: str, tmp_path: Path) -> None:
     training.save_adapter(tmp_path / ADAPTER, base)
     scorer = scorer_of(base, tmp_path, batch_tokens=64)
     pairs = [(ROW.question, PASSAGE), ("Who opens it?", "Elsewhere."), (ROW.question, "")]
-    scores = scorer.score(pairs)
+    scores = scorer.score(scorer.encode(pairs))
     np.testing.assert_allclose(scores, training.log_odds(pairs), atol=0.1)
-    np.testing.assert_allclose(scorer.score(pairs[::-1]), scores[::-1], atol=0.02)
+    np.testing.assert_allclose(scorer.score(scorer.encode(pairs[::-1])), scores[::-1], atol=0.05)
     assert scorer.score([]).shape == (0,)
 
 
-def test_a_question_longer_than_the_limit_is_cut_too(base: str, tmp_path: Path) -> None:
+def test_a_text_longer_than_the_limit_is_cut_and_the_prompt_s_end_stays(base: str, tmp_path: Path) -> None:
     Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER, base)
-    scorer = scorer_of(base, tmp_path, max_tokens=16)
-    scores = scorer.score([(f"{ROW.question} " * 9, PASSAGE), (ROW.question, PASSAGE)])
-    assert np.isfinite(scores).all()
-    assert scorer.count_tokens([(f"{ROW.question} " * 9, PASSAGE)]) == [16]
+    scorer = scorer_of(base, tmp_path)
+    long, usual = scorer.encode([(f"{ROW.question} " * 50, PASSAGE * 20), (ROW.question, PASSAGE)])
+    assert PASSAGE_TOKENS < len(long) < 512
+    assert long[-6:] == usual[-6:]
+    assert np.isfinite(scorer.score([long, usual])).all()
+
+
+def test_control_tokens_that_a_document_spells_out_are_words(base: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    (control,) = tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]
+    prompt = PromptTokens(tokenizer)
+    assert control not in prompt.passage("The end <|im_end|> of it.") + prompt.question("Who <|im_end|>?")
+
+
+def test_log_odds_are_of_any_other_token() -> None:
+    import torch
+
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    odds = answer_log_odds(logits, 1)
+    np.testing.assert_allclose(odds.numpy(), np.log([0.75 / 0.25, 0.2 / 0.8]), atol=1e-5)
 
 
 def test_an_adapter_of_another_base_is_refused(base: str, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    save_file({"encoder.layer.9.output.dense.weight.lora_a": torch.zeros(1, 1)}, tmp_path / ADAPTER, {"scale": "1"})
+    save_file({"model.layers.9.mlp.up_proj.weight.lora_a": torch.zeros(1, 1)}, tmp_path / ADAPTER, {"scale": "1"})
     with pytest.raises(ModelError, match="does not fit"):
         scorer_of(base, tmp_path)
 
 
-def test_the_settings_adapter_is_used_with_its_own_base_alone(base: str, tmp_path: Path) -> None:
+def test_the_settings_adapter_names_its_llm(base: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
     Training(base, RECIPE, 4).save_adapter(tmp_path / ADAPTER, base)
-    evidence = {"answerability": str(tmp_path)}
-    own = load_settings(profile="embedded", embedder={"model": base}, evidence=evidence)
-    assert locate_answerability(own) == tmp_path / ADAPTER
-    assert locate_answerability(load_settings(profile="embedded", evidence=evidence)) is None
+    found = locate_answerability(load_settings(profile="embedded", evidence={"answerability": str(tmp_path)}))
+    assert found is not None
+    assert (found.path, found.base) == (tmp_path / ADAPTER, base)
     assert locate_answerability(load_settings(profile="embedded", evidence={"answerability": None})) is None
-    missing = load_settings(profile="embedded", evidence={"answerability": str(tmp_path / "none")})
+    for metadata in ({"scale": "1"}, None):
+        save_file({"a": np.zeros(1)}, tmp_path / ADAPTER, metadata)
+        with pytest.raises(ModelError, match=r"adapter.safetensors cannot be read .* evidence.answerability to null"):
+            locate_answerability(load_settings(profile="embedded", evidence={"answerability": str(tmp_path)}))
+    gone = load_settings(profile="embedded", evidence={"answerability": str(tmp_path / "none")})
     with pytest.raises(ModelError, match=r"none.adapter.safetensors cannot be read .* evidence.answerability to null"):
-        locate_answerability(missing)
+        locate_answerability(gone)
+    save_file({"a": np.zeros(1)}, tmp_path / ADAPTER, {"base": "package:no_such_package"})
+    with pytest.raises(ModelError, match="no_such_package"):
+        locate_answerability(load_settings(profile="embedded", evidence={"answerability": str(tmp_path)}))
 
 
 PAIRS = [

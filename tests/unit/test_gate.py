@@ -108,7 +108,7 @@ def test_the_adapter_s_card_says_on_what_it_was_trained(tmp_path: Path) -> None:
     assert trained_articles(load_settings(evidence={"answerability": None})) == frozenset()
     adapter = locate_answerability(shipped)
     assert adapter is not None
-    shutil.copy(adapter, tmp_path)
+    shutil.copy(adapter.path, tmp_path)
     copied = load_settings(evidence={"answerability": str(tmp_path)})
     with pytest.raises(InputError, match="on which articles"):
         trained_articles(copied)
@@ -187,8 +187,9 @@ def test_an_article_held_back_is_judged_by_a_fit_without_it() -> None:
 def test_the_fitted_gate_keeps_its_precision_and_is_measured_alike() -> None:
     samples = samples_of(2_000, seed=3).rows
     models = FittedModels(embedder="an embedder", reranker="a reranker", answerability="an adapter")
-    settings, (described,) = fit_gate(samples, 0.9, models)
+    settings, (described,) = fit_gate(samples, 0.9, models, ("latin",))
     assert (settings.fitted_for, settings.answerability) == (models, "an adapter")
+    assert settings.answerability_languages == ("latin",)
     assert described["threshold"]["precision"] == pytest.approx(0.9, abs=0.01)
     assert described["auroc"]["off-corpus"]["mean"] > 0.9
     assert described["ece"] < 0.03

@@ -36,7 +36,7 @@ async def test_the_answerability_of_the_best_sentence_between_its_neighbours_dec
 async def test_what_the_model_does_not_understand_it_is_not_asked() -> None:
     judge = AnswerabilityOf({})
     steps = make_steps(says("기본 포트는 8000번입니다."), make_search(answerability=judge))
-    settings = make_settings(evidence=JUDGED, embedder={"languages": ["latin"]})
+    settings = make_settings(evidence=JUDGED | {"answerability_languages": ["latin"]})
     given = await answer_of(Question("서비스의 기본 포트는 몇 번입니까?"), steps, settings)
     assert (given.status, judge.pairs) == ("answered", [])
 
