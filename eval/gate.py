@@ -39,8 +39,9 @@ from rag.step_settings import EvidenceCalibration, EvidenceFeature, EvidenceScal
 
 FOLDS = 5
 SEED = 0
-# With the shipped gate 0.9 would answer 90 % of the questions whose passages hold the answer, this 96 %.
-PRECISION = 0.88
+# Of the questions with an answer the shipped gate answers 95 %, of those that only seem to have one 68 %; with 0.88 it
+# would be 98 and 82 %.
+PRECISION = 0.9
 REPORT, TABLES, PLOT, CALIBRATION = "report.json", "report.txt", "reliability.png", "calibration.json"
 
 

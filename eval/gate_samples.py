@@ -22,7 +22,7 @@ from rag.analyze import terms
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import InputError, StageError
-from rag.evidence import BestSentence, best_sentence, read_features, scale_of
+from rag.evidence import JUDGED_PASSAGES, BestSentence, best_sentence, read_features, scale_of
 from rag.filters import Not, OneOf
 from rag.language import understands
 from rag.local_steps import Models
@@ -96,13 +96,16 @@ def left_out(hits: Sequence[Hit], scale: EvidenceScale) -> list[Hit]:
     return sorted(bare, key=lambda hit: -(hit.scores.fused or 0.0))
 
 
-async def find_best_sentence(question: str, hits: Sequence[Hit], score: Score) -> BestSentence | None:
-    """The sentence of the first hit that the reranker scores best; None where there is none."""
-    spans = [split_sentences(hit.chunk.text) for hit in hits[:1]]
+async def find_best_sentences(question: str, hits: Sequence[Hit], score: Score) -> list[BestSentence | None]:
+    """Of each of the first JUDGED_PASSAGES the sentence that the reranker scores best; None where there is none."""
+    judged = hits[:JUDGED_PASSAGES]
+    spans = [split_sentences(hit.chunk.text) for hit in judged]
     if not any(spans):
-        return None
-    (scores,) = await score_spans(question, hits[:1], spans, score)
-    return best_sentence(hits[0].chunk.text, spans[0], scores.tolist())
+        return [None for _ in judged]
+    scores = await score_spans(question, judged, spans, score)
+    return [
+        best_sentence(hit.chunk.text, own, row.tolist()) for hit, own, row in zip(judged, spans, scores, strict=True)
+    ]
 
 
 def read_samples(
@@ -143,15 +146,17 @@ async def ask_questions(
         found = await retrieve(question.text, collection, steps, settings, clock, groups=None, where=where)
         if clock.degraded:
             raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
-        best = answerability = None
+        best: list[BestSentence | None] = []
+        answerability = None
         if understands(settings.reranker.languages, question.text):
-            best = await find_best_sentence(question.text, found.hits, steps.score)
-        if best is not None:
-            judged = await judge_answerability(question.text, [best.window], steps, settings, clock)
-            answerability = None if judged is None else float(judged[0])
+            best = await find_best_sentences(question.text, found.hits, steps.score)
+        if best and best[0] is not None:
+            windows = [one.window for one in best if one is not None]
+            judged = await judge_answerability(question.text, windows, steps, settings, clock)
+            answerability = None if judged is None else float(judged.max())
         if clock.degraded:
             raise StageError(clock.degraded[0], f"failed for {question.text!r}; the log above says why")
-        sentence = best.score if best else None
+        sentence = best[0].score if best and best[0] is not None else None
         samples.extend(read_samples(dataset, question, found.hits, sentence, answerability, settings))
         if number % 200 == 0:
             say(f"{dataset}: {number} of {len(questions)} questions")

@@ -25,12 +25,16 @@ from rag.types import Hit, Span, SplitSentences
 
 # What a scale's regression may use: never a score that hits of this scale need not have.
 FEATURES: Mapping[EvidenceScale, tuple[EvidenceFeature, ...]] = {
-    "answerability": ("rerank", "sentence", "names", "numbers", "negation", "answerability"),
+    # Without the negation: the model reads the question as a whole.
+    "answerability": ("rerank", "sentence", "names", "numbers", "answerability"),
     "rerank": ("rerank", "sentence", "names", "numbers", "negation"),
     "words": ("coverage",),
     "dense": ("dense", "coverage", "names", "numbers", "negation"),
     "lexical": ("coverage", "names", "numbers", "negation"),
 }
+# Of the first so many passages the answerability model reads the best sentence between its neighbours: the second is
+# the right one often enough, and further ones were not seen to tell more.
+JUDGED_PASSAGES = 2
 # Keeps log odds finite: no score is surer than this.
 _SUREST = 1e-6
 
@@ -46,8 +50,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class BestSentence:
-    """Of the first passage the sentence that the reranker scores best, and `window`: it between its neighbours, which
-    is what the answerability model reads."""
+    """Of a passage the sentence that the reranker scores best, and `window`: it between its neighbours, which is what
+    the answerability model reads."""
 
     score: float
     window: str
@@ -103,10 +107,10 @@ def judge_evidence(
     """Abstain without hits (`no_documents`), or with less confidence than `settings.min_confidence` (`no_evidence`).
 
     `hits` are the passages, best first; `understood`: whether the reranker reads the question's language; `sentence`
-    is its best score of a sentence of the first passage, None where it scored none; `answerability`: the log odds that
-    this sentence between its neighbours answers, None where no model said so. Only the calibration of the hits' own
-    scale judges; where it has none, the evidence cannot be judged: answer. A confidence equal to the threshold is
-    enough.
+    is its best score of a sentence of the first passage, None where it scored none; `answerability`: the best log
+    odds that a window of the first JUDGED_PASSAGES answers, None where no model said so. Only the calibration of the
+    hits' own scale judges; where it has none, the evidence cannot be judged: answer. A confidence equal to the
+    threshold is enough.
     """
     if not hits:
         return Verdict("abstain", "no_documents")
@@ -155,7 +159,7 @@ def read_features(
     names       how many of the question's names are neither in the first passage nor in its heading and title
     numbers     how many of the question's numbers the first passage does not mention
     negation    1 where the question negates and the passages' sentence that shares most terms with it does not
-    answerability  the model's log odds that the best sentence between its neighbours answers, 0 without it
+    answerability  the model's best log odds that a best sentence between its neighbours answers, 0 without it
     """
     asked = read_claims(question, terms)
     first = hits[0].chunk.text

@@ -12,7 +12,7 @@ import numpy as np
 from rag.clock import RequestClock
 from rag.config import Settings
 from rag.errors import DeadlineError
-from rag.evidence import BestSentence, best_sentence
+from rag.evidence import JUDGED_PASSAGES, BestSentence, best_sentence
 from rag.extract import likeliest, question_relevance, weigh_answerability
 from rag.ground import lexical_similarity
 from rag.language import understands
@@ -21,15 +21,16 @@ from rag.retrieve import DEGRADABLE, SearchSteps, judge_answerability, score_spa
 
 logger = logging.getLogger(__name__)
 
-# Sentences that the answerability model reads. Of eight it makes answers as good, for 1.7 times as many tokens.
-LIKELIEST = 4
+# Sentences that the answerability model reads by themselves. With two the quotes are less to the point, and a fourth
+# changes little, see eval/MEASURED.md.
+LIKELIEST = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """`relevance`: per passage how well each of its sentences answers the question. `sentence`: the scorer's best value
-    of one of the first passage; `answerability`: log odds that this one between its neighbours answers; None each where
-    no model said so."""
+    of one of the first passage; `answerability`: the best log odds that such a one between its neighbours answers, in
+    the first JUDGED_PASSAGES; None each where no model said so."""
 
     relevance: list[np.ndarray]
     sentence: float | None = None
@@ -43,15 +44,18 @@ async def read_evidence(
     similarity = await match_sentences(query, query, evidence, steps, settings, clock)
     relevance = question_relevance(evidence, similarity)
     by_words = "ground" in clock.degraded or not understands(settings.reranker.languages, query)
-    best = None if by_words else _best_of_first(evidence, similarity)
-    if best is None:
+    passages = range(0 if by_words else min(JUDGED_PASSAGES, len(similarity)))
+    best = [_best_of(evidence, similarity, passage) for passage in passages]
+    if not best or best[0] is None:
         return Reading(relevance)
+    windows = [one.window for one in best if one is not None]
     places = likeliest(evidence, relevance, LIKELIEST)
-    texts = [best.window, *(evidence.sentences[passage][at].claims.text for passage, at in places)]
+    texts = [*windows, *(evidence.sentences[passage][at].claims.text for passage, at in places)]
     judged = await judge_answerability(query, texts, steps, settings, clock)
     if judged is None:
-        return Reading(relevance, best.score)
-    return Reading(weigh_answerability(evidence, relevance, places, judged[1:]), best.score, float(judged[0]))
+        return Reading(relevance, best[0].score)
+    weighed = weigh_answerability(evidence, relevance, places, judged[len(windows) :])
+    return Reading(weighed, best[0].score, float(judged[: len(windows)].max()))
 
 
 async def match_sentences(
@@ -80,9 +84,9 @@ async def match_sentences(
     return await asyncio.to_thread(lexical_similarity, text, evidence, steps.terms)
 
 
-def _best_of_first(evidence: Evidence, similarity: Sequence[np.ndarray]) -> BestSentence | None:
-    """Of the first passage's sentences that may be quoted."""
-    scored = zip(evidence.sentences[0], similarity[0].tolist(), strict=True)
+def _best_of(evidence: Evidence, similarity: Sequence[np.ndarray], passage: int) -> BestSentence | None:
+    """Of a passage's sentences that may be quoted."""
+    scored = zip(evidence.sentences[passage], similarity[passage].tolist(), strict=True)
     kept = [(sentence.span, score) for sentence, score in scored if not sentence.instructs]
-    text = evidence.passages[0].hit.chunk.text
+    text = evidence.passages[passage].hit.chunk.text
     return best_sentence(text, [span for span, _ in kept], [score for _, score in kept])

@@ -7,13 +7,14 @@ import math
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 
 from eval.gate import apply_calibration, fit_gate, fit_scale, held_back_confidence, measure_gate
 from eval.gate_questions import Kind, LabelledQuestion, hide_articles, read_questions, sample_articles
-from eval.gate_samples import Sample, Samples, find_best_sentence, left_out, trained_articles
+from eval.gate_samples import Sample, Samples, find_best_sentences, left_out, trained_articles
 from rag.config import load_settings
 from rag.errors import InputError
 from rag.evidence import FEATURES, scale_of
@@ -128,15 +129,22 @@ def test_hits_of_a_degraded_scale_have_its_order_and_no_other_scores() -> None:
     assert left_out(hits, "rerank") == hits
 
 
-async def test_the_best_sentence_is_the_first_passage_s() -> None:
-    hits = [make_hit("a", "The lamp is red. Plums are in the orchard. It is cold."), make_hit("b", "Who grows plums?")]
-    # Of its terms "grow" and "plum" one.
-    best = await find_best_sentence("Who grows plums?", hits, WordScorer())
-    assert best is not None
-    assert best.score == pytest.approx(0.5)
-    assert best.window == hits[0].chunk.text
-    assert await find_best_sentence("Who?", [make_hit("c", "")], WordScorer()) is None
-    assert await find_best_sentence("Who?", [], WordScorer()) is None
+async def test_the_best_sentences_are_of_the_first_passages() -> None:
+    texts = (
+        "The lamp is red. Plums are in the orchard. It is cold.",
+        "Nobody knows. Who grows plums?",
+        "Who grows plums?",
+    )
+    hits = [make_hit(str(place), text) for place, text in enumerate(texts)]
+    first, second = await find_best_sentences("Who grows plums?", hits, WordScorer())
+    assert first is not None
+    assert second is not None
+    # Of its terms "grow" and "plum" one; and both.
+    assert [first.score, second.score] == pytest.approx([0.5, 1.0])
+    assert (first.window, second.window) == texts[:2]
+    assert await find_best_sentences("Who?", [make_hit("c", ""), hits[0]], WordScorer()) == [None, ANY]
+    assert await find_best_sentences("Who?", [make_hit("c", "")], WordScorer()) == [None]
+    assert await find_best_sentences("Who?", [], WordScorer()) == []
 
 
 def samples_of(count: int, seed: int) -> Samples:

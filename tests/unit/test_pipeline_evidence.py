@@ -33,6 +33,18 @@ async def test_the_answerability_of_the_best_sentence_between_its_neighbours_dec
     assert given.confidence == pytest.approx(confidence, abs=1e-4)
 
 
+@pytest.mark.parametrize(("place", "status"), [(0, "answered"), (1, "answered"), (2, "abstained")])
+async def test_the_better_one_of_the_first_two_passages_decides(place: int, status: str) -> None:
+    # In the order in which word search finds them, with less and less of the question.
+    texts = ("The service listens on a port.", "The service listens.", "The service is there.")
+    documents = {f"{number}.md": (text,) for number, text in enumerate(texts)}
+    judge = AnswerabilityOf({texts[place]: 3.0})
+    steps = make_steps(says(), make_search(documents, answerability=judge))
+    given = await answer(PORT, steps, make_settings("weak", evidence=JUDGED))
+    assert [text for _, text in judge.pairs[:2]] == [*texts[:2]]
+    assert given.status == status
+
+
 async def test_what_the_model_does_not_understand_it_is_not_asked() -> None:
     judge = AnswerabilityOf({})
     steps = make_steps(says("기본 포트는 8000번입니다."), make_search(answerability=judge))
