@@ -45,13 +45,12 @@ class WordModel(HashEmbedder):
 
 
 class WordJudge:
-    def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
-        return [len(f"{question} {passage}".split()) for question, passage in pairs]
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
+        """What stands for a pair's tokens: the words that question and passage share."""
+        return [sorted({*question.split()} & {*passage.split()}) for question, passage in pairs]
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        return np.array(
-            [4.0 if {*question.split()} & {*passage.split()} else -4.0 for question, passage in pairs], dtype=np.float32
-        )
+    def score(self, encoded: Sequence[Sequence[str]]) -> np.ndarray:
+        return np.array([4.0 if shared else -4.0 for shared in encoded], dtype=np.float32)
 
 
 class Striker(FakeGenerator):
