@@ -217,6 +217,7 @@ def mcp(context: click.Context, url: str | None, http: bool, host: str, port: in
         if not http:
             server.run("stdio")
             return
+        signal.signal(signal.SIGINT, _interrupt)  # explicitly, as in `serve`
         say(f"MCP at http://{host}:{port}{HTTP_PATH} for the service at {service}; stop with Ctrl-C")
         serve_http(server, host, port)
 

@@ -95,7 +95,9 @@ def test_over_http_until_it_is_interrupted() -> None:
     (port,) = free_ports(1)
     with serving(ask=reply(ANSWER)) as service:
         command = [RAG, "mcp", "--url", service.url, "--http", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # As a shell starts it in the background: with SIGINT ignored.
+        behind = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+        process = subprocess.Popen(behind, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             _wait_for(port, process)
             answered = asyncio.run(ask())
