@@ -71,7 +71,9 @@ SQUAD_SETS: Mapping[str, Table] = {
     "squad2-a": Table("CC BY-SA 4.0", 10_000, held_back=3, spoiled=0.25),
     "xquad-en": Table("CC BY-SA 4.0", 10_000, held_back=8),
 }
-WAYS = ("swap", "turn", "look-alike", "remove")
+# The first three leave a paragraph as it is, so that its questions still share one group.
+PARAGRAPH_WAYS = ("swap", "turn", "look-alike")
+WAYS = (*PARAGRAPH_WAYS, "remove")
 QUESTIONS = 14  # of a passage in one group: more make a sequence long
 
 _WORD = re.compile(r"[A-Za-z0-9]+")
@@ -287,7 +289,7 @@ def make_groups(
             paragraphs.setdefault(passage, []).append((row.question, row.answers))
             if row.passage is not None and chance.random() < SQUAD_SETS[name].spoiled:
                 other = chance.choice(rows[name]).question
-                if made := spoil(row, passage, other, WAYS[:3], chance):
+                if made := spoil(row, passage, other, PARAGRAPH_WAYS, chance):
                     paragraphs.setdefault(made[1], []).append((made[0], ()))
     groups: list[Group] = []
     for passage, asked in paragraphs.items():

@@ -32,8 +32,8 @@ FEATURES: Mapping[EvidenceScale, tuple[EvidenceFeature, ...]] = {
     "dense": ("dense", "coverage", "names", "numbers", "negation"),
     "lexical": ("coverage", "names", "numbers", "negation"),
 }
-# Of the first so many passages the answerability model reads the best sentence between its neighbours: the second is
-# the right one often enough, and further ones were not seen to tell more.
+# Of the first so many passages the answerability model reads the best sentence between its neighbours. Two tell more
+# than one, see eval/MEASURED.md; three were not tried.
 JUDGED_PASSAGES = 2
 # Keeps log odds finite: no score is surer than this.
 _SUREST = 1e-6
